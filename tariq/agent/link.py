@@ -1,0 +1,85 @@
+"""What passes between sentry and warden: small frames on one SOCK_SEQPACKET pair.
+
+The socket keeps frames apart, so there is no stream to get out of step. The
+warden trusts nothing in a ``Knock`` but its size: a forged one must still pass
+GnuPG.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+import struct
+from dataclasses import asdict, dataclass
+
+from tariq.errors import MessageError
+
+MAX_FRAME = 8192
+_KNOCK = struct.Struct("!I16s")
+_REPLY = struct.Struct("!I")
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What the sentry is told first: all that it ever knows."""
+
+    port: int
+    knock_key: str
+    """Hexadecimal."""
+
+    def encode(self) -> bytes:
+        """Return JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Setup:
+        """Read JSON from the warden, which is trusted."""
+        return cls(**json.loads(raw))
+
+
+@dataclass(frozen=True, slots=True)
+class Knock:
+    """Sentry to warden: OpenPGP bytes, and the address that they came from."""
+
+    number: int
+    source: str
+    message: bytes
+
+    def encode(self) -> bytes:
+        """Return number, address as IPv6 (IPv4 mapped, RFC 4291, 2.5.5.2) and message."""
+        ip = ipaddress.ip_address(self.source)
+        packed = ip.packed if ip.version == 6 else b"\0" * 10 + b"\xff\xff" + ip.packed
+        return _KNOCK.pack(self.number, packed) + self.message
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Knock:
+        """Read a frame; raise MessageError if it is too short to be one."""
+        if len(raw) <= _KNOCK.size:
+            raise MessageError("frame", "cut short")
+        number, packed = _KNOCK.unpack_from(raw)
+        ip = ipaddress.IPv6Address(packed)
+        return cls(number, str(ip.ipv4_mapped or ip), raw[_KNOCK.size :])
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Warden to sentry: the sealed receipt, or nothing for silence."""
+
+    number: int
+    message: bytes
+
+    def encode(self) -> bytes:
+        """Return number and message."""
+        return _REPLY.pack(self.number) + self.message
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Reply:
+        """Read a frame from the warden, which is trusted."""
+        (number,) = _REPLY.unpack_from(raw)
+        return cls(number, raw[_REPLY.size :])
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return the two ends, the warden's first."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

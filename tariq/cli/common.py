@@ -1,0 +1,115 @@
+"""Options and look-ups that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+
+from tariq.client import card as cards
+from tariq.client import config
+from tariq.client.card import Card
+from tariq.client.config import Config
+from tariq.client.knock import How
+from tariq.errors import CardError, InventoryError, NoHostsError, UsageError
+from tariq.message import MAX_SECONDS, NAME
+from tariq.openpgp import OperatorKey
+from tariq.transport.base import TRANSPORTS
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def add_key_options(command: argparse.ArgumentParser) -> None:
+    """Add what finds the operator's key."""
+    group = command.add_argument_group("your key")
+    group.add_argument("--key", metavar="NAME", help="its name, or the end of its fingerprint")
+    group.add_argument("--gnupg-home", metavar="DIR", help="default: ~/.config/tariq/gnupg")
+
+
+def add_path_options(command: argparse.ArgumentParser) -> None:
+    """Add what finds cards and says how packets travel."""
+    group = command.add_argument_group("where and how")
+    group.add_argument("--inventory", "-i", metavar="FILE", help="an Ansible inventory")
+    group.add_argument("--cards", metavar="DIR", help="host cards; default: beside the inventory")
+    group.add_argument("--transport", choices=list(TRANSPORTS), help="default: by the card")
+    family = group.add_mutually_exclusive_group()
+    family.add_argument("-4", dest="version", action="store_const", const=4, help="only IPv4")
+    family.add_argument("-6", dest="version", action="store_const", const=6, help="only IPv6")
+
+
+def settings(args: argparse.Namespace) -> Config:
+    """Merge options, environment and configuration file."""
+    names = ("inventory", "cards", "key", "gnupg_home", "transport")
+    return config.load({name: getattr(args, name, None) for name in names})
+
+
+def how(args: argparse.Namespace, known: Config) -> How:
+    """Return how to send."""
+    return How(known.transport, args.version)
+
+
+def operator_key(known: Config) -> OperatorKey:
+    """Return the operator's key."""
+    return OperatorKey.find(known.gnupg_home, known.key)
+
+
+def select(hosts: Sequence[str], group: str | None, known: Config) -> list[Card]:
+    """Return the cards of the hosts that were named, or of a group's."""
+    if bool(hosts) == bool(group):
+        raise UsageError("hosts", "name hosts, or one --group", "see 'tariq knock --help'")
+    if group is None:
+        return [_card_of(host, known) for host in dict.fromkeys(hosts)]
+    from tariq.client import inventory
+
+    if known.inventory is None and known.cards is not None:
+        return _cards_with_group(group, known)
+    found = inventory.select(known.inventory, group)
+    return [cards.load(host.cards or known.cards_dir, host.name) for host in found]
+
+
+def _cards_with_group(group: str, known: Config) -> list[Card]:
+    """Without an inventory, a group is what the cards themselves say."""
+    paths = sorted(known.cards_dir.glob("*.yml"))
+    found = [cards.load(known.cards_dir, path.stem) for path in paths]
+    chosen = [card for card in found if group in (*card.groups, "all")]
+    if not chosen:
+        hint = "pass --inventory FILE, or check the name"
+        raise NoHostsError(f"group {group!r}", f"no card in {known.cards_dir} has it", hint)
+    return chosen
+
+
+def _card_of(host: str, known: Config) -> Card:
+    try:
+        return cards.load(known.cards_dir, host)
+    except CardError:
+        if known.inventory is None or cards.path_of(known.cards_dir, host).exists():
+            raise
+        return _card_by_inventory(host, known)
+
+
+def _card_by_inventory(host: str, known: Config) -> Card:
+    """Ask the inventory about a missing card: is the host unknown, or its card elsewhere?"""
+    from tariq.client import inventory
+
+    found = inventory.select(known.inventory, host)
+    if [each.name for each in found] != [host]:
+        raise InventoryError(host, "a group, not a host", "pass it with --group")
+    return cards.load(found[0].cards or known.cards_dir, host)
+
+
+def duration(text: str) -> int:
+    """Read ``30``, ``30s``, ``2m``, ``1h`` or ``1d`` as seconds."""
+    match = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text, re.ASCII)
+    seconds = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not 1 <= seconds <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 30s, 2m, 1h or 1d")
+    return seconds
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read ``ssh,https``."""
+    found = tuple(dict.fromkeys(text.split(",")))
+    for name in found:
+        if not NAME.fullmatch(name):
+            raise argparse.ArgumentTypeError(f"{name!r} is no name of a service")
+    return found

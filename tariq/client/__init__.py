@@ -1,0 +1,1 @@
+"""The operator's side: cards, the inventory, and knocking many hosts at once."""

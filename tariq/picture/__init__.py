@@ -1,0 +1,63 @@
+"""OpenPGP bytes into a PNG and back.
+
+``wrap`` and ``unwrap`` are the whole chain; the steps are one file each:
+
+    wrap:    base85 ▸ cover ▸ lsb.hide ▸ veil ▸ png ▸ proof
+    unwrap:  proof ▸ png (header only) ▸ Pillow ▸ veil ▸ lsb.reveal ▸ base85
+
+``proof`` comes first on the way in, costs one HMAC, and needs neither zlib nor
+Pillow: nothing that a stranger made gets any further. This package knows
+nothing of sockets or GnuPG.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from enum import IntEnum
+
+from tariq.errors import BudgetError, MessageError
+from tariq.picture import cover, lsb, png, proof, veil
+
+BUDGET = 1400
+"""Bytes of payload that every ordinary path carries in one packet."""
+
+
+class Direction(IntEnum):
+    """Which way a picture travels; part of its proof and of its veil."""
+
+    TO_HOST = 1
+    TO_CLIENT = 2
+
+
+def wrap(
+    message: bytes, knock_key: bytes, direction: Direction, now: float, budget: int = BUDGET
+) -> bytes:
+    """Hide OpenPGP bytes in a fresh picture; ``now`` in Unix seconds.
+
+    Raises BudgetError where the PNG would be larger than ``budget`` bytes.
+    """
+    text = base64.b85encode(message).decode("ascii")
+    nonce = secrets.token_bytes(proof.NONCE_BYTES)
+    picture = lsb.hide(cover.identicon(lsb.pixels_for(text)), text)
+    picture = veil.apply(picture, veil.key(knock_key, direction, nonce))
+    payload = proof.stamp(png.write(picture), knock_key, direction, nonce, now)
+    if len(payload) > budget:
+        raise BudgetError(
+            "message",
+            f"{len(message)} bytes of OpenPGP make a picture of {len(payload)} bytes,"
+            f" {len(payload) - budget} over the {budget} that one packet carries",
+            "ask for less at once, or use an Ed25519 key",
+        )
+    return payload
+
+
+def unwrap(payload: bytes, knock_key: bytes, direction: Direction, now: float) -> bytes:
+    """Return the OpenPGP bytes of a picture that proves itself; else raise MessageError."""
+    nonce = proof.check(payload, knock_key, direction, now)
+    picture = png.read(payload)
+    text = lsb.reveal(veil.apply(picture, veil.key(knock_key, direction, nonce)))
+    try:
+        return base64.b85decode(text)
+    except ValueError as why:
+        raise MessageError("picture", "its text is not base85") from why

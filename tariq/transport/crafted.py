@@ -1,0 +1,84 @@
+"""The client's transport with scapy: a SYN of its own making, sniffed answers.
+
+For systems without Fast Open, and as the model of what a kernel won't send. Needs
+CAP_NET_RAW. This machine's kernel knows nothing of the connection, so it resets it
+on the host's SYN-ACK; the answer's other packets are on their way by then.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import secrets
+import select
+import socket
+import time
+
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Packet, Raw
+
+from tariq.errors import MessageError
+from tariq.transport import bpf, sockets, wire
+from tariq.transport.base import Fate, NoAnswer
+from tariq.transport.sniffer import RawSender, Sniffer
+
+_PORTS = range(32_768, 60_999)
+"""Linux's default net.ipv4.ip_local_port_range."""
+
+
+class Crafted:
+    """Knock with crafted packets."""
+
+    def exchange(self, address: str, port: int, payload: bytes, seconds: float) -> bytes:
+        """See ``base.Transport``."""
+        is_ipv6 = ipaddress.ip_address(address).version == 6
+        family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+        source = _source_towards(family, address, port)
+        sport = random.SystemRandom().choice(_PORTS)
+        sniffer = Sniffer(sockets.open_sniffer(family, bpf.answers(family, port, sport)))
+        with sniffer.ins, sockets.open_sender(family) as out:
+            sender = RawSender(out, out)
+            sender.send(_syn(source, address, sport, port, payload))
+            return _wait(sniffer, address, source, time.monotonic() + seconds)
+
+
+def _source_towards(family: int, address: str, port: int) -> str:
+    """Return the address that the kernel would use; connecting UDP sends nothing."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, port))
+        except OSError as why:
+            raise NoAnswer(Fate.UNREACHABLE) from why
+        return str(probe.getsockname()[0])
+
+
+def _syn(source: str, address: str, sport: int, port: int, payload: bytes) -> Packet:
+    ip = IPv6(src=source, dst=address) if ":" in address else IP(src=source, dst=address)
+    options = [("MSS", 1460), ("SAckOK", b""), ("Timestamp", (secrets.randbits(32), 0))]
+    options += [("NOP", None), ("WScale", 7)]
+    tcp = TCP(
+        sport=sport,
+        dport=port,
+        flags="S",
+        seq=secrets.randbits(32),
+        window=64_240,
+        options=options,
+    )
+    return ip / tcp / Raw(payload)
+
+
+def _wait(sniffer: Sniffer, address: str, source: str, deadline: float) -> bytes:
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([sniffer.ins], [], [], left)[0]:
+            break
+        packet = sniffer.recv_bytes()
+        if packet is None:
+            continue
+        try:
+            segment = wire.parse(packet)
+        except MessageError:
+            continue
+        if segment.src == address and segment.dst == source and segment.payload:
+            return segment.payload
+    raise NoAnswer(Fate.SILENT)

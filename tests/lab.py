@@ -1,0 +1,358 @@
+"""A small network of real kernels: a switch, a host with an agent, a client and a stranger.
+
+Each is a network namespace on this machine; packets cross veth pairs and one
+bridge. Everything is made by the test that uses it and taken down with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+REPO = Path(__file__).resolve().parents[1]
+NOBODY = "nobody"
+PORT = 62201
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+_net = threading.Lock()
+
+
+def run(*command: str, check: bool = True, **more) -> subprocess.CompletedProcess[str]:
+    """Run a command, bounded, and show what it printed if it fails."""
+    more.setdefault("timeout", 60)
+    done = subprocess.run(command, text=True, capture_output=True, check=False, **more)
+    if check and done.returncode != 0:
+        raise AssertionError(f"{command} gave {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done
+
+
+def eventually(what, seconds: float = 5.0, every: float = 0.05):
+    """Return the first true value of ``what()``; fail after ``seconds``."""
+    end = time.monotonic() + seconds
+    while True:
+        value = what()
+        if value:
+            return value
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(every)
+
+
+def reachable_python(base: Path) -> str:
+    """Return an interpreter with this package that an unprivileged user can run.
+
+    A checkout below a home directory of mode 0700 is closed to the users that the
+    sentry and the rootless client run as; those get a copy (hard links, no space).
+    """
+    mine = sys.executable
+    if _can_use(mine):
+        return mine
+    copy = base / "venv"
+    subprocess.run(["cp", "-a", "--reflink=auto", sys.prefix, copy], check=True)
+    shutil.copytree(REPO / "tariq", base / "code" / "tariq")
+    (base / "code").chmod(0o755)
+    site = next((copy / "lib").glob("python3*/site-packages"))
+    for pth in site.glob("*tariq*.pth"):
+        pth.write_text(f"{base / 'code'}\n")
+    python = str(copy / "bin" / "python")
+    assert _can_use(python), f"{python} can't be run by {NOBODY}; make .venv with a system python"
+    return python
+
+
+def _can_use(python: str) -> bool:
+    command = ["setpriv", "--reuid", NOBODY, "--clear-groups", python, "-c", "import tariq.message"]
+    return subprocess.run(command, check=False, capture_output=True, cwd="/").returncode == 0
+
+
+class Namespace:
+    """One network namespace."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        run("ip", "netns", "add", name)
+        self.ip("link", "set", "lo", "up")
+
+    def ip(self, *words: str) -> None:
+        run("ip", "-n", self.name, *words)
+
+    def command(self, *words: str, user: str | None = None) -> list[str]:
+        drop = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"] if user else []
+        if user:
+            drop += ["--no-new-privs", "--bounding-set=-all"]
+            drop[4] = str(pwd.getpwnam(user).pw_gid)
+        return ["ip", "netns", "exec", self.name, *drop, *words]
+
+    def run(self, *words: str, user: str | None = None, **more):
+        return run(*self.command(*words, user=user), **more)
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Sockets made by this thread inside belong to the namespace, for good."""
+        with (
+            _net,
+            open("/proc/thread-self/ns/net") as before,
+            open(f"/run/netns/{self.name}") as ns,
+        ):
+            assert _libc.setns(ns.fileno(), _CLONE_NEWNET) == 0
+            try:
+                yield
+            finally:
+                assert _libc.setns(before.fileno(), _CLONE_NEWNET) == 0
+
+    def socket(self, family: int, kind: int = socket.SOCK_STREAM, protocol: int = 0):
+        with self.entered():
+            return socket.socket(family, kind, protocol)
+
+    def connects(self, address: str, port: int, seconds: float = 0.8) -> bool:
+        """Tell whether a TCP connection is made and answered."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with self.socket(family) as sock:
+            sock.settimeout(seconds)
+            try:
+                sock.connect((address, port))
+                return sock.recv(16) == b"hello\n"
+            except OSError:
+                return False
+
+    def delete(self) -> None:
+        run("ip", "netns", "del", self.name, check=False)
+
+
+class Network:
+    """A bridge with three namespaces on it: host, client, stranger."""
+
+    V4 = {"host": "10.77.0.1", "client": "10.77.0.2", "stranger": "10.77.0.3"}
+    V6 = {"host": "fd77::1", "client": "fd77::2", "stranger": "fd77::3"}
+
+    def __init__(self) -> None:
+        tag = f"tq{os.getpid()}"
+        self.switch = Namespace(f"{tag}b")
+        self.switch.ip("link", "add", "br0", "type", "bridge")
+        self.switch.ip("link", "set", "br0", "up")
+        self.host = self._node(tag, "host")
+        self.client = self._node(tag, "client")
+        self.stranger = self._node(tag, "stranger")
+
+    def _node(self, tag: str, name: str) -> Namespace:
+        node = Namespace(f"{tag}{name[0]}")
+        port = f"p{name[0]}"
+        node.ip(
+            "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", self.switch.name
+        )
+        self.switch.ip("link", "set", port, "master", "br0", "up")
+        node.ip("addr", "add", f"{self.V4[name]}/24", "dev", "eth0")
+        node.ip("addr", "add", f"{self.V6[name]}/64", "dev", "eth0", "nodad")
+        node.ip("link", "set", "eth0", "up")
+        return node
+
+    def delete(self) -> None:
+        for node in (self.host, self.client, self.stranger, self.switch):
+            node.delete()
+
+
+class Server:
+    """A TCP service in a namespace that says hello, on IPv4 and IPv6."""
+
+    def __init__(self, node: Namespace, port: int) -> None:
+        self.sock = node.socket(socket.AF_INET6)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.sock.bind(("::", port))
+        self.sock.listen(64)
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                conn, _ = self.sock.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._greet, args=(conn,), daemon=True).start()
+
+    @staticmethod
+    def _greet(conn: socket.socket) -> None:
+        with conn, contextlib.suppress(OSError):
+            conn.sendall(b"hello\n")
+            while data := conn.recv(4096):  # echoes, so that a living connection can be shown
+                conn.sendall(data)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
+
+class Operator:
+    """A person with a key of their own, as an ordinary user."""
+
+    def __init__(self, base: Path, name: str, python: str) -> None:
+        self.name, self.python = name, python
+        self.dir = base / name
+        self.dir.mkdir(mode=0o755)
+        shutil.chown(self.dir, NOBODY)
+        self.gnupg = self.dir / "gnupg"
+        self.tariq("key", "new", name, "--no-passphrase")
+        self.public = self.tariq("key", "export").stdout
+        self.fingerprint = self.tariq("key", "list").stdout.split()[0]
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"HOME": str(self.dir), "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+
+    def tariq(
+        self,
+        *words: str,
+        node: Namespace | None = None,
+        env=None,
+        user: str | None = NOBODY,
+        **more,
+    ):
+        """Run the client in a namespace, as nobody unless told otherwise."""
+        command = [self.python, "-m", "tariq", *words]
+        gid = str(pwd.getpwnam(NOBODY).pw_gid)
+        if node:
+            command = node.command(*command, user=user)
+        elif user:
+            command = ["setpriv", "--reuid", user, "--regid", gid, "--clear-groups", *command]
+        full = {**self.env, "TARIQ_GNUPGHOME": str(self.gnupg), **(env or {})}
+        return run(*command, env=full, cwd="/", **more)
+
+    def close(self) -> None:
+        run("gpgconf", "--homedir", str(self.gnupg), "--kill", "all", check=False)
+
+
+class AgentHost:
+    """A host with identity, policy and an agent, in a namespace."""
+
+    def __init__(self, base: Path, node: Namespace, python: str, name: str = "web1") -> None:
+        self.node, self.python, self.name = node, python, name
+        self.base = base / name
+        self.base.mkdir(mode=0o755)
+        self.etc, self.state = self.base / "etc", self.base / "state"
+        (self.etc / "operators").mkdir(parents=True)
+        self.log = self.base / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.policy = {
+            "version": 1,
+            "serial": 7,
+            "host": name,
+            "port": PORT,
+            "sentry_user": NOBODY,
+            "services": {
+                "ssh": {"protocol": "tcp", "port": 22},
+                "web": {"protocol": "tcp", "port": 443},
+            },
+            "default_service": "ssh",
+            "operators": {},
+        }
+        self.tariq("agent", "init")
+
+    @property
+    def _dirs(self) -> list[str]:
+        return ["--etc", str(self.etc), "--state", str(self.state)]
+
+    def tariq(self, *words: str, **more):
+        return self.node.run(self.python, "-m", "tariq", *words, *self._dirs, cwd="/", **more)
+
+    def trust(self, operator: Operator, services=("ssh", "web"), longest: int = 60) -> None:
+        (self.etc / "operators" / f"{operator.name}.asc").write_text(operator.public)
+        self.policy["operators"][operator.name] = {
+            "fingerprint": operator.fingerprint,
+            "services": list(services),
+            "longest": longest,
+        }
+
+    def write_policy(self) -> None:
+        (self.etc / "agent.yml").write_text(yaml.safe_dump(self.policy))
+
+    def start(self, script: tuple[str, ...] = ("-m", "tariq")) -> None:
+        """Start the agent and wait until it says that it is ready."""
+        self.write_policy()
+        notify = str(self.base / "notify")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(notify)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self.log.open("ab") as log:
+            ready.bind(notify)
+            ready.settimeout(20)
+            self.process = subprocess.Popen(
+                self.node.command(
+                    self.python,
+                    *script,
+                    "agent",
+                    "run",
+                    *self._dirs,
+                    "--run",
+                    str(self.base / "run"),
+                ),
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env={**os.environ, "NOTIFY_SOCKET": notify},
+            )
+            try:
+                ready.recv(64)
+            except TimeoutError:
+                self.kill()
+                raise AssertionError(f"the agent didn't start:\n{self.log.read_text()}") from None
+
+    def stop(self) -> int:
+        """Stop it as systemd would; return its exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(15)
+        self.process = None
+        return status
+
+    def kill(self) -> None:
+        """End it without a chance to tidy up."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(15)
+            self.process = None
+
+    def sentry_pid(self) -> int:
+        """Return the pid of the warden's one Python child."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        [pid] = [
+            int(pid)
+            for pid in children.split()
+            if "tariq.agent.sentry" in Path(f"/proc/{pid}/cmdline").read_text()
+        ]
+        return pid
+
+    def write_card(self, directory: Path, addresses, **changes) -> Path:
+        words = [word for address in addresses for word in ("--address", address)]
+        card = yaml.safe_load(self.tariq("agent", "card", *words).stdout)
+        path = directory / f"{changes.get('name', self.name)}.yml"
+        path.write_text(yaml.safe_dump({**card, **changes}))
+        path.chmod(0o644)
+        return path
+
+    def close(self) -> None:
+        self.kill()
+        run("gpgconf", "--homedir", str(self.state / "gnupg"), "--kill", "all", check=False)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A short path that everybody can enter: GnuPG's sockets need the one, nobody the other."""
+    base = Path(tempfile.mkdtemp(prefix="tq", dir="/tmp"))
+    base.chmod(0o755)
+    try:
+        yield base
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
