@@ -6,6 +6,7 @@ bridge. Everything is made by the test that uses it and taken down with it.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ctypes
 import os
@@ -22,6 +23,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+
+from tariq import openpgp, picture
+from tariq.errors import MessageError
+from tariq.message import Action, Batch, Bundle, Request
+from tariq.picture import Direction
+from tariq.transport import wire
+from tariq.transport.base import NoAnswer
+from tariq.transport.fastopen import FastOpen
 
 REPO = Path(__file__).resolve().parents[1]
 NOBODY = "nobody"
@@ -127,8 +136,42 @@ class Namespace:
             except OSError:
                 return False
 
+    def exchange(self, address: str, payload: bytes, seconds: float = 0.7) -> bytes | None:
+        """Knock with a raw payload; return the answer, or None for silence."""
+        with self.entered():
+            try:
+                return FastOpen().exchange(address, PORT, payload, seconds)
+            except NoAnswer:
+                return None
+
     def delete(self) -> None:
         run("ip", "netns", "del", self.name, check=False)
+
+
+class Recorder:
+    """Keeps the TCP packets that reach a namespace, as a promiscuous onlooker would."""
+
+    def __init__(self, node: Namespace) -> None:
+        every = socket.htons(3)  # ETH_P_ALL
+        self.sock = node.socket(socket.AF_PACKET, socket.SOCK_DGRAM, every)
+        self.sock.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
+        self.sock.setblocking(False)
+
+    def segments(self, seconds: float = 0.0) -> list[wire.Segment]:
+        """Return what has come in, waiting ``seconds`` first."""
+        time.sleep(seconds)
+        found = []
+        while True:
+            try:
+                packet, where = self.sock.recvfrom(65_535)
+            except BlockingIOError:
+                return found
+            with contextlib.suppress(MessageError):
+                if where[2] != socket.PACKET_OUTGOING:
+                    found.append(wire.parse(packet))
+
+    def close(self) -> None:
+        self.sock.close()
 
 
 class Network:
@@ -234,6 +277,51 @@ class Operator:
         run("gpgconf", "--homedir", str(self.gnupg), "--kill", "all", check=False)
 
 
+class Forger:
+    """Makes knocks that the client never would, with a real key of its own."""
+
+    def __init__(self, base: Path, name: str) -> None:
+        self.name = name
+        self.home = base / f"{name}-gnupg"
+        self.key = openpgp.OperatorKey.make(self.home, name, passphrase=False)
+        self.public, self.fingerprint = self.key.export(), self.key.fingerprint
+
+    def payload(
+        self,
+        host: AgentHost,
+        *,
+        age: int = 0,
+        to: str | None = None,
+        sealed_for: AgentHost | None = None,
+        bundle=None,
+        **wish,
+    ) -> bytes:
+        """Return a knock's picture; what is left out is as it should be."""
+        card, lock = host.card(), (sealed_for or host).card()
+        request = Request(
+            to=openpgp.short(to or card["fingerprint"]),
+            do=wish.pop("do", Action.OPEN),
+            t=int(time.time()) - age,
+            what=wish.pop("what", ("ssh",)),
+            seconds=wish.pop("seconds", 2),
+            **wish,
+        )
+        batch = Batch.of([request.encode()])
+        bundle = bundle or batch.bundle(0, self.key.sign(batch.to_sign))
+        return self.wrap(host, lock, bundle)
+
+    @staticmethod
+    def wrap(host: AgentHost, lock: dict, bundle: Bundle) -> bytes:
+        with openpgp.CardRing() as ring:
+            ring.add(lock["fingerprint"], base64.b64decode(lock["public_key"]))
+            sealed = ring.seal(lock["fingerprint"], bundle.encode())
+        knock_key = base64.b64decode(host.card()["knock_key"])
+        return picture.wrap(sealed, knock_key, Direction.TO_HOST, time.time())
+
+    def close(self) -> None:
+        openpgp.stop_agent(self.home)
+
+
 class AgentHost:
     """A host with identity, policy and an agent, in a namespace."""
 
@@ -245,6 +333,7 @@ class AgentHost:
         (self.etc / "operators").mkdir(parents=True)
         self.log = self.base / "log"
         self.process: subprocess.Popen[bytes] | None = None
+        self._card: dict | None = None
         self.policy = {
             "version": 1,
             "serial": 7,
@@ -267,7 +356,14 @@ class AgentHost:
     def tariq(self, *words: str, **more):
         return self.node.run(self.python, "-m", "tariq", *words, *self._dirs, cwd="/", **more)
 
-    def trust(self, operator: Operator, services=("ssh", "web"), longest: int = 60) -> None:
+    def card(self) -> dict:
+        if self._card is None:
+            self._card = yaml.safe_load(
+                self.tariq("agent", "card", "--address", "192.0.2.1").stdout
+            )
+        return self._card
+
+    def trust(self, operator, services=("ssh", "web"), longest: int = 60) -> None:
         (self.etc / "operators" / f"{operator.name}.asc").write_text(operator.public)
         self.policy["operators"][operator.name] = {
             "fingerprint": operator.fingerprint,

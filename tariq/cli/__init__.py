@@ -31,11 +31,21 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
     return top
 
 
+def _parse(top: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Parse, and let hosts stand after options too, which argparse's ``*`` doesn't."""
+    args, rest = top.parse_known_args(words)
+    if rest and (not hasattr(args, "hosts") or any(word.startswith("-") for word in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.hosts += rest
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status (docs/exit-statuses.md)."""
     words = list(sys.argv[1:] if argv is None else argv)
     only = words[0] if words and words[0] in _COMMANDS else None
-    args = parser(only).parse_args(words)
+    args = _parse(parser(only), words)
     try:
         status: int = args.run(args)
         sys.stdout.flush()

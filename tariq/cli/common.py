@@ -88,7 +88,7 @@ def _card_of(host: str, known: Config) -> Card:
 
 
 def _card_by_inventory(host: str, known: Config) -> Card:
-    """Ask the inventory about a missing card: is the host unknown, or its card elsewhere?"""
+    """Ask the inventory whether a host without a card is unknown, or keeps it elsewhere."""
     from tariq.client import inventory
 
     found = inventory.select(known.inventory, host)

@@ -1,0 +1,189 @@
+"""Pictures: what goes in comes out, and nothing else is accepted."""
+
+import io
+import os
+import time
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tariq import picture
+from tariq.errors import BudgetError, MessageError
+from tariq.picture import Direction, lsb, png, proof, veil
+
+KEY = bytes(range(32))
+NOW = 1_800_000_000.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.binary(min_size=1, max_size=590))
+def test_bytes_come_back(message):
+    payload = picture.wrap(message, KEY, Direction.TO_HOST, NOW, budget=5000)
+    assert picture.unwrap(payload, KEY, Direction.TO_HOST, NOW) == message
+
+
+@pytest.mark.parametrize(("size", "budget"), [(406, 1220), (512, 1400), (342, 1220)])
+def test_messages_of_the_usual_sizes_fit_one_packet(size, budget):
+    """A one-host bundle, one with a path of six, and a receipt; twenty covers each."""
+    for _ in range(20):
+        assert picture.wrap(os.urandom(size), KEY, Direction.TO_HOST, NOW, budget)
+
+
+def test_a_message_over_the_budget_is_an_error_that_names_the_sizes():
+    with pytest.raises(BudgetError, match=r"900 bytes of OpenPGP .* over the 1400"):
+        picture.wrap(bytes(900), KEY, Direction.TO_HOST, NOW)
+
+
+@pytest.mark.parametrize(
+    ("key", "direction", "later"),
+    [
+        (bytes(32), Direction.TO_HOST, 0),
+        (KEY, Direction.TO_CLIENT, 0),
+        (KEY, Direction.TO_HOST, 2 * proof.WINDOW),
+        (KEY, Direction.TO_HOST, -2 * proof.WINDOW),
+    ],
+    ids=["another key", "another direction", "two windows late", "two windows early"],
+)
+def test_a_proof_holds_for_its_key_direction_and_time_only(key, direction, later):
+    payload = picture.wrap(b"words", KEY, Direction.TO_HOST, NOW)
+    assert picture.unwrap(payload, KEY, Direction.TO_HOST, NOW + proof.WINDOW) == b"words"
+    assert picture.unwrap(payload, KEY, Direction.TO_HOST, NOW - proof.WINDOW) == b"words"
+    with pytest.raises(MessageError):
+        picture.unwrap(payload, key, direction, NOW + later)
+
+
+def test_every_flipped_bit_and_every_cut_is_refused():
+    payload = picture.wrap(b"words" * 10, KEY, Direction.TO_HOST, NOW)
+    for bit in range(len(payload) * 8):
+        broken = bytearray(payload)
+        broken[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(MessageError):
+            proof.check(bytes(broken), KEY, Direction.TO_HOST, NOW)
+    for length in range(len(payload)):
+        with pytest.raises(MessageError):
+            proof.check(payload[:length], KEY, Direction.TO_HOST, NOW)
+    with pytest.raises(MessageError):
+        proof.check(payload + b"\0", KEY, Direction.TO_HOST, NOW)
+
+
+@given(st.binary(max_size=400))
+def test_noise_has_no_proof(noise):
+    for payload in (noise, png.SIGNATURE + noise):
+        with pytest.raises(MessageError):
+            proof.check(payload, KEY, Direction.TO_HOST, NOW)
+
+
+@pytest.mark.parametrize(
+    ("message", "digest"),
+    [(b"", "a9359f5b"), (bytes(range(4)), "2a6e4689"), (bytes(range(8)), "d0b8848f")],
+)
+def test_the_mark_is_half_sip_hash(message, digest):
+    """The reference implementation's vectors, key 00…07, 32 bits of output."""
+    assert proof.half_sip_hash(bytes(range(8)), message).hex() == digest
+
+
+def test_the_picture_is_an_ordinary_png_with_an_ordinary_unique_id():
+    payload = picture.wrap(b"words", KEY, Direction.TO_HOST, NOW)
+    with Image.open(io.BytesIO(payload)) as image:
+        image.load()
+        assert image.mode == "RGB"
+        unique_id = image.getexif().get_ifd(0x8769)[0xA420]
+    assert len(unique_id) == 32
+    assert unique_id == png.unique_id(payload)
+
+
+def test_no_two_pictures_are_alike():
+    made = {picture.wrap(b"words", KEY, Direction.TO_HOST, NOW) for _ in range(50)}
+    assert len(made) == 50
+
+
+def _proven(image: Image.Image) -> bytes:
+    return proof.stamp(png.write(image), KEY, Direction.TO_HOST, b"nonc", NOW)
+
+
+def test_a_black_picture_is_refused_before_stegano_walks_off_it():
+    """640×640 costs stegano 1.7 s; it is refused by its size, the small one by its length."""
+    for side in (640, 40):
+        payload = _proven(Image.new("RGB", (side, side)))
+        started = time.process_time()
+        with pytest.raises(MessageError):
+            picture.unwrap(payload, KEY, Direction.TO_HOST, NOW)
+        assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "I;16", "LA"])
+def test_other_modes_are_refused(mode):
+    with pytest.raises(MessageError, match="rgb"):
+        png.read(_proven(Image.new(mode, (20, 20))))
+
+
+def _hidden(text: str) -> Image.Image:
+    """Put ``text`` into low bits as stegano would, but without its length."""
+    bits = "".join(f"{byte:08b}" for byte in text.encode())
+    raw = bytearray(30 * 30 * 3)
+    raw[: len(bits)] = bytes(int(bit) for bit in bits)
+    return Image.frombytes("RGB", (30, 30), bytes(raw))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "abc",
+        ":",
+        "5",
+        "999:abc",
+        "٣:abc",
+        "-1:a",
+        "+3:abc",
+        " 3:abc",
+        "03:abc",
+        "99999:a",
+        "3;abc",
+    ],
+)
+def test_text_without_an_honest_length_is_refused(text):
+    assert lsb.reveal(_hidden("3:abc")) == "abc"
+    with pytest.raises(MessageError):
+        lsb.reveal(_hidden(text))
+
+
+def test_text_that_is_not_base85_is_refused():
+    image = veil.apply(
+        lsb.hide(Image.new("RGB", (30, 30)), "~ ~ ~"), veil.key(KEY, Direction.TO_HOST, b"nonc")
+    )
+    with pytest.raises(MessageError, match="base85"):
+        picture.unwrap(_proven(image), KEY, Direction.TO_HOST, NOW)
+
+
+def test_the_low_bits_look_like_noise_whatever_is_hidden():
+    """Chi-square of ones against zeros, over the whole plane, message or not."""
+    raw = b"".join(
+        Image.open(io.BytesIO(picture.wrap(bytes(300), KEY, Direction.TO_HOST, NOW))).tobytes()
+        for _ in range(20)
+    )
+    ones = sum(byte & 1 for byte in raw)
+    expected = len(raw) / 2
+    assert (ones - expected) ** 2 / expected * 2 < 15  # p < 0.0001 for one degree of freedom
+
+
+def test_pixels_carry_only_what_stegano_needs():
+    """A picture that is one pixel too small is refused by stegano itself."""
+    text = "x" * 100
+    pixels = lsb.pixels_for(text)
+    assert lsb.hide(Image.new("RGB", (pixels, 1)), text)
+    with pytest.raises(Exception, match="too long"):
+        lsb.hide(Image.new("RGB", (pixels - 1, 1)), text)
+
+
+def test_chunks_other_than_its_own_are_refused():
+    payload = _proven(Image.new("RGB", (20, 20)))
+    extra = b"tEXt" + b"Comment\0hello"
+    chunk = (len(extra) - 4).to_bytes(4, "big") + extra + zlib.crc32(extra).to_bytes(4, "big")
+    with pytest.raises(MessageError, match="chunks"):
+        png.read(payload[:-12] + chunk + payload[-12:])
+    with pytest.raises(MessageError):
+        png.read(payload + b"trailing data")

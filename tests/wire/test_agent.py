@@ -1,0 +1,118 @@
+"""The agent as a process: what it holds, what it can't do, and how it ends."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from lab import eventually
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, value in (line.split(":", 1) for line in lines)}
+
+
+def test_no_tcp_or_udp_socket_of_any_kind(world):
+    pids = {world.host.process.pid, world.host.sentry_pid()}
+    world.knock("--for", "1s", "-4")
+    listed = world.net.host.run("ss", "-H", "-a", "-n", "-p", "-t", "-u").stdout
+    assert "pid=" in listed, "the control: the test's own server is listed"
+    for line in listed.splitlines():
+        assert not any(f"pid={pid}," in line for pid in pids), line
+    packet = world.net.host.run("ss", "-H", "-a", "-n", "-p", "-0").stdout
+    assert f"pid={world.host.sentry_pid()}," in packet, "it does sniff"
+
+
+def test_the_sentry_can_do_nothing_but_parse(world):
+    status = status_of(world.host.sentry_pid())
+    assert set(status["Uid"].split()) == {"65534"}
+    assert set(status["Gid"].split()) == {"65534"}
+    assert status["Groups"] == ""
+    assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == int(status["CapAmb"], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+
+
+@pytest.mark.parametrize("secret", ["knock key", "host key", "ledger", "operators' keyring"])
+def test_the_sentry_s_user_can_read_no_secret(world, secret):
+    host = world.host
+    path = {
+        "knock key": host.etc / "knock.key",
+        "host key": host.state / "gnupg" / "pubring.kbx",
+        "ledger": host.state / "ledger.db",
+        "operators' keyring": host.base / "run" / "operators",
+    }[secret]
+    assert path.exists()
+    reading = ["cat", str(path)] if path.is_file() else ["ls", str(path)]
+    denied = world.net.host.run(*reading, user="nobody", check=False)
+    assert denied.returncode != 0
+    assert "Permission denied" in denied.stderr
+
+
+def test_a_sentry_that_dies_is_replaced(world):
+    before = world.host.sentry_pid()
+    os.kill(before, signal.SIGKILL)
+
+    def another():
+        try:
+            return world.host.sentry_pid() not in (before, None)
+        except ValueError:
+            return False
+
+    eventually(another, 10)
+    eventually(lambda: world.knock("--for", "1s", "-4", check=False).returncode == 0, 10)
+
+
+def test_a_warden_that_dies_takes_the_sentry_along_and_leaves_the_guard(world):
+    sentry = world.host.sentry_pid()
+    world.knock("--for", "60s", "-4")
+    world.host.kill()
+    eventually(lambda: not Path(f"/proc/{sentry}").exists(), 5)
+    assert world.reachable(4), "the kernel keeps the lease"
+    assert not world.reachable(4, node=world.net.stranger), "and the guard"
+    world.host.start()
+    assert world.reachable(4), "a restart keeps it too"
+    world.knock("-4", verb="close")
+    assert not world.reachable(4)
+
+
+def test_sigterm_ends_both_cleanly_and_unguard_opens_everything(world):
+    sentry = world.host.sentry_pid()
+    assert world.host.stop() == 0
+    assert not Path(f"/proc/{sentry}").exists()
+    assert not world.reachable(4), "a stopped agent fails closed"
+    world.net.host.run(world.python, "-m", "tariq", "agent", "unguard", cwd="/")
+    assert world.reachable(4)
+    assert "tariq" not in world.net.host.run("nft", "list", "ruleset").stdout
+    world.host.start()
+    assert not world.reachable(4)
+
+
+def test_the_rest_of_the_ruleset_is_left_as_it_was(world):
+    nft = world.net.host.run
+    world.host.stop()
+    nft(
+        "nft",
+        "add table inet mine; add chain inet mine in { type filter hook input priority 0; };"
+        "add rule inet mine in tcp dport 8080 counter accept comment mine",
+    )
+    mine = nft("nft", "list", "table", "inet", "mine").stdout
+    world.host.start()
+    world.knock("--for", "1s", "-4")
+    time.sleep(1.5)
+    world.host.stop()
+    assert nft("nft", "list", "table", "inet", "mine").stdout == mine
+    nft(world.python, "-m", "tariq", "agent", "unguard", cwd="/")
+    listed = nft("nft", "list", "ruleset").stdout
+    assert listed == mine
+    nft("nft", "delete", "table", "inet", "mine")
+    world.host.start()
+
+
+def test_nothing_that_a_stranger_sends_is_logged_line_by_line(world):
+    before = world.host.log.read_bytes()
+    for _ in range(5):
+        world.net.stranger.exchange(world.address(), b"\x89PNG\r\n\x1a\n" + os.urandom(900), 0.05)
+    time.sleep(0.3)
+    assert world.host.log.read_bytes() == before

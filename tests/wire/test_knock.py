@@ -1,0 +1,140 @@
+"""A good knock opens one service, for one address, for its time."""
+
+import json
+import socket
+import time
+
+import pytest
+from lab import PORT, eventually, run
+
+BOTH = pytest.mark.parametrize("version", [4, 6])
+
+
+@BOTH
+@pytest.mark.parametrize("transport", ["fastopen", "scapy"])
+def test_a_port_opens_for_its_lease_and_closes_after_it(world, version, transport):
+    user = "nobody" if transport == "fastopen" else None
+    assert not world.reachable(version)
+    told = world.knock(f"-{version}", "--for", "3s", "--transport", transport, user=user)
+    assert "opened" in told.stdout
+    assert world.reachable(version)
+    assert not world.reachable(version, node=world.net.stranger), "only for the knocker"
+    assert not world.reachable(version, port=443), "only the service asked for"
+    assert not world.reachable(10 - version), "only for the address seen"
+    eventually(lambda: not world.reachable(version), 5)
+
+
+@BOTH
+def test_a_connection_outlives_its_lease(world, version):
+    world.knock(f"-{version}", "--for", "1s")
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    with world.net.client.socket(family) as sock:
+        sock.settimeout(2)
+        sock.connect((world.address(version), 22))
+        assert sock.recv(16) == b"hello\n"
+        eventually(lambda: not world.reachable(version), 4)
+        sock.sendall(b"still here")
+        assert sock.recv(16) == b"still here"
+
+
+def test_a_receipt_tells_what_the_host_did(world):
+    told = json.loads(world.knock("--for", "2s", "--open", "ssh,web", "--json", "-4").stdout)
+    [outcome] = told
+    assert outcome["ok"] is True
+    assert outcome["address"] == world.net.V4["host"]
+    receipt = outcome["receipt"]
+    assert receipt["code"] == "opened"
+    assert receipt["seen"] == world.net.V4["client"]
+    assert receipt["policy"] == 7
+    assert set(receipt["leases"]) == {"ssh", "web"}
+    assert all(abs(until - time.time() - 2) < 3 for until in receipt["leases"].values())
+    assert world.reachable(4, 22)
+    assert world.reachable(4, 443)
+    eventually(lambda: not world.reachable(4, 443), 5)
+
+
+def test_close_ends_a_lease_at_once_and_status_tells_of_it(world):
+    world.knock("--for", "60s", "-4")
+    assert "ssh until" in world.knock("-4", verb="status").stdout
+    assert "closed" in world.knock("-4", verb="close").stdout
+    assert not world.reachable(4)
+    assert "nothing open" in world.knock("-4", verb="status").stdout
+
+
+def test_knocking_again_prolongs_a_lease(world):
+    world.knock("--for", "2s", "-4")
+    world.knock("--for", "5s", "-4")
+    time.sleep(2.5)
+    assert world.reachable(4)
+    world.knock("-4", verb="close")
+
+
+def test_a_host_caps_what_is_asked_for(world):
+    told = json.loads(world.knock("--for", "1d", "-4", "--json").stdout)
+    assert told[0]["receipt"]["leases"]["ssh"] - told[0]["receipt"]["t"] == 60
+    world.knock("-4", verb="close")
+
+
+def test_a_service_that_the_host_does_not_know_is_a_signed_no(world):
+    told = world.knock("--open", "gopher", "-4", check=False)
+    assert told.returncode == 1
+    assert "no service 'gopher' here" in told.stdout
+
+
+def test_the_named_source_address_must_be_the_one_seen(world):
+    told = world.knock("--source", "10.77.0.3", "-4", check=False)
+    assert told.returncode == 1
+    assert "address" in told.stdout
+    assert not world.reachable(4)
+    assert world.knock("--source", world.net.V4["client"], "--for", "1s", "-4").returncode == 0
+
+
+def test_other_traffic_is_none_of_its_business(world):
+    assert world.net.client.connects(world.address(4), 8080)
+    assert world.net.stranger.connects(world.address(6), 8080)
+
+
+def test_two_clients_each_get_their_own(world):
+    first = world.knock("--for", "60s", "-4")
+    second = world.knock("--for", "60s", "-4", node=world.net.stranger)
+    assert "10.77.0.2" in first.stdout
+    assert "10.77.0.3" in second.stdout
+    assert world.reachable(4, node=world.net.stranger)
+    world.knock("-4", verb="close", node=world.net.stranger)
+    assert world.reachable(4), "closing is for one's own lease"
+    world.knock("-4", verb="close")
+
+
+def test_a_one_host_knock_loads_none_of_the_heavy_packages(world):
+    """Scapy, ansible, OpenCV and rich cost more than the whole knock."""
+    code = (
+        "import sys, tariq.cli;"
+        f"status = tariq.cli.main(['knock', 'web1', '--for', '1s', '-4', '--cards', {str(world.cards)!r}]);"
+        "heavy = {'scapy', 'ansible', 'cv2', 'numpy', 'rich'} & set(sys.modules);"
+        "print('heavy:', sorted(heavy)); sys.exit(status)"
+    )
+    command = world.net.client.command(world.python, "-c", code, user="nobody")
+    env = {**world.alice.env, "TARIQ_GNUPGHOME": str(world.alice.gnupg)}
+    told = run(*command, env=env, cwd="/")
+    assert "opened" in told.stdout
+    assert "heavy: []" in told.stdout
+
+
+def test_the_client_waits_no_longer_than_its_tries(world):
+    """Three tries of 0.7 s towards a port where nobody answers."""
+    card = world.host.write_card(world.cards, [world.net.V4["host"]], name="quiet", port=PORT + 1)
+    world.net.host.run(
+        "nft",
+        "add table inet mute; add chain inet mute in "
+        "{ type filter hook input priority 0; }; add rule inet mute in "
+        f"tcp dport {PORT + 1} drop",
+    )
+    try:
+        started = time.monotonic()
+        told = world.knock(host="quiet", check=False)
+        assert told.returncode == 1
+        assert "silent" in told.stdout
+        assert time.monotonic() - started < 6
+    finally:
+        world.net.host.run("nft", "delete", "table", "inet", "mute")
+        card.unlink()
