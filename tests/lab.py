@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import yaml
 
@@ -177,8 +178,8 @@ class Recorder:
 class Network:
     """A bridge with three namespaces on it: host, client, stranger."""
 
-    V4 = {"host": "10.77.0.1", "client": "10.77.0.2", "stranger": "10.77.0.3"}
-    V6 = {"host": "fd77::1", "client": "fd77::2", "stranger": "fd77::3"}
+    V4: ClassVar = {"host": "10.77.0.1", "client": "10.77.0.2", "stranger": "10.77.0.3"}
+    V6: ClassVar = {"host": "fd77::1", "client": "fd77::2", "stranger": "fd77::3"}
 
     def __init__(self) -> None:
         tag = f"tq{os.getpid()}"

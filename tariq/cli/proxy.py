@@ -10,10 +10,9 @@ from tariq.client import card as cards
 from tariq.client import proxy
 from tariq.client.card import Card
 from tariq.client.config import Config
-from tariq.client.knock import Ending, How, Outcome, Wish, knock_all
+from tariq.client.knock import Outcome, Wish, knock_all
 from tariq.errors import CardError, TransportError, UsageError
 from tariq.message import Action
-from tariq.openpgp import OperatorKey
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
@@ -29,7 +28,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
     command.add_argument(
         "--direct-without-card",
         action="store_true",
-        help="connect without a knock to a host that has no card yet; needs --address",
+        help="connect anyway to a host that has no card yet, or answers no knock; needs --address",
     )
     command.add_argument("--address", metavar="ADDRESS", help="where to connect without a card")
     common.add_key_options(command)
@@ -39,28 +38,37 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
 
 def _run(args: argparse.Namespace) -> int:
     known = common.settings(args)
-    if args.direct_without_card and not cards.path_of(known.cards_dir, args.host).exists():
-        if not args.address:
-            raise UsageError("--direct-without-card", "needs --address", "pass --address %h")
-        address = args.address
-    else:
-        address = _knock(args, known)
-    with proxy.connect(address, args.port) as sock:
+    if args.direct_without_card and not args.address:
+        raise UsageError("--direct-without-card", "needs --address", "pass --address %h")
+    with proxy.connect(_way_in(args, known), args.port) as sock:
         proxy.relay(sock, sys.stdin.fileno(), sys.stdout.fileno())
     return 0
 
 
-def _knock(args: argparse.Namespace, known: Config) -> str:
-    """Open the service on that port; return the address that let us in."""
+def _way_in(args: argparse.Namespace, known: Config) -> str:
+    """Return the address to connect to, after a knock where one is possible.
+
+    A first deployment brings the card before the agent starts, so without an answer
+    ``--direct-without-card`` still tries the port: where it is guarded, that fails too.
+    """
+    if not args.direct_without_card:
+        outcome = _knock(args, known)
+        if outcome.ok:
+            return outcome.address
+        reason = f"not opened ({outcome.ending.value}: {outcome.reason})"
+        raise TransportError(args.host, reason, "try 'tariq knock' by itself")
+    if not cards.path_of(known.cards_dir, args.host).exists():
+        return str(args.address)
+    outcome = _knock(args, known)
+    return outcome.address if outcome.ok else str(args.address)
+
+
+def _knock(args: argparse.Namespace, known: Config) -> Outcome:
+    """Open the service on that port."""
     card = common.select([args.host], None, known)[0]
-    service = _service_on(card, args.port)
-    key = OperatorKey.find(known.gnupg_home, known.key)
-    how: How = common.how(args, known)
-    outcome: Outcome = knock_all([card], Wish(Action.OPEN, (service,)), key, how)[0]
-    if outcome.ending is not Ending.YES:
-        reason = f"{outcome.ending.value}: {outcome.reason}"
-        raise TransportError(args.host, f"not opened ({reason})", "try 'tariq knock' by itself")
-    return outcome.address
+    wish = Wish(Action.OPEN, (_service_on(card, args.port),))
+    key = common.operator_key(known)
+    return knock_all([card], wish, key, common.how(args, known))[0]
 
 
 def _service_on(card: Card, port: int) -> str:

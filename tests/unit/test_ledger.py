@@ -57,5 +57,5 @@ def test_what_can_not_be_recorded_is_an_error(ledger, tmp_path):
 
 
 def test_a_directory_that_is_not_there_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(AgentError, match="missing/ledger.db"):
+    with pytest.raises(AgentError, match=r"missing/ledger\.db"):
         Ledger(tmp_path / "missing" / "ledger.db")

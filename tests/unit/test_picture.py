@@ -105,7 +105,7 @@ def _proven(image: Image.Image) -> bytes:
 
 
 def test_a_black_picture_is_refused_before_stegano_walks_off_it():
-    """640×640 costs stegano 1.7 s; it is refused by its size, the small one by its length."""
+    """640 by 640 costs stegano 1.7 s; it is refused by its size, the small one by its length."""
     for side in (640, 40):
         payload = _proven(Image.new("RGB", (side, side)))
         started = time.process_time()

@@ -109,7 +109,8 @@ def test_a_one_host_knock_loads_none_of_the_heavy_packages(world):
     """Scapy, ansible, OpenCV and rich cost more than the whole knock."""
     code = (
         "import sys, tariq.cli;"
-        f"status = tariq.cli.main(['knock', 'web1', '--for', '1s', '-4', '--cards', {str(world.cards)!r}]);"
+        "status = tariq.cli.main(['knock', 'web1', '--for', '1s', '-4', '--cards',"
+        f" {str(world.cards)!r}]);"
         "heavy = {'scapy', 'ansible', 'cv2', 'numpy', 'rich'} & set(sys.modules);"
         "print('heavy:', sorted(heavy)); sys.exit(status)"
     )

@@ -1,0 +1,106 @@
+"""Three real Debian hosts, deployed to once for all tests of this folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+REPO = HERE.parents[1]
+BIN = Path(sys.prefix) / "bin"
+INVENTORY = REPO / "inventories" / "fleet" / "hosts.yml"
+HOSTS = ("web1", "web2", "web3")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.fleet)
+
+
+@dataclass
+class Fleet:
+    """The hosts, and the controller's view of them."""
+
+    env: dict[str, str]
+
+    def run(self, *command, check=True, seconds=900, **more):
+        done = subprocess.run(
+            [str(word) for word in command],
+            env={**os.environ, **self.env},
+            cwd=REPO,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+            **more,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{command} gave {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done
+
+    def tariq(self, *words, **more):
+        return self.run(BIN / "tariq", *words, **more)
+
+    def playbook(self, *words, **more):
+        return self.run(BIN / "ansible-playbook", "-i", INVENTORY, *words, **more)
+
+    def on(self, host: str, *words, **more):
+        """Run a command on a host, past ssh and the firewall."""
+        return self.run("tools/fleet", "shell", host, *words, **more)
+
+    def address(self, host: str, version: int = 4) -> str:
+        return self.env[f"FLEET_{host.upper()}_{version}"]
+
+    def reachable(self, host: str, version: int = 4) -> bool:
+        """Tell whether sshd answers a new connection from this machine."""
+        try:
+            with socket.create_connection((self.address(host, version), 22), 1.0) as sock:
+                sock.settimeout(3)
+                return sock.recv(8).startswith(b"SSH-2.0")
+        except OSError:
+            return False
+
+    def outcomes(self, *words) -> dict[str, dict]:
+        done = self.tariq(*words, "--json", check=False)
+        assert done.stdout, done.stderr
+        return {each["host"]: each for each in json.loads(done.stdout)}
+
+
+@pytest.fixture(scope="session")
+def bare_fleet():
+    """Hosts that run, and an operator's key; nothing is deployed yet."""
+    fleet = Fleet({"FLEET_NAME": "tariq-test"})
+    fleet.run("tools/fleet", "down")
+    try:
+        fleet.run("tools/fleet", "up", seconds=1500)
+        listed = fleet.run("tools/fleet", "env").stdout.splitlines()
+        known = dict(line.removeprefix("export ").split("=", 1) for line in listed if "=" in line)
+        fleet.env |= {name: value.strip("'\"") for name, value in known.items()}
+        fleet.run("tools/fleet", "operator")
+        state = Path(fleet.env["FLEET_STATE"])
+        fleet.env |= {
+            "TARIQ_INVENTORY": str(INVENTORY),
+            "TARIQ_CARDS": str(state / "cards"),
+            "TARIQ_GNUPGHOME": str(state / "gnupg"),
+            "ANSIBLE_NOCOLOR": "1",
+        }
+        yield fleet
+    finally:
+        fleet.run("tools/fleet", "down")
+
+
+@pytest.fixture(scope="session")
+def fleet(bare_fleet):
+    """Deployed to, with the output of the deployment kept; -vvv, so that secrets would show."""
+    assert all(bare_fleet.reachable(host) for host in HOSTS), "open before"
+    bare_fleet.deployment = bare_fleet.playbook("deploy.yml", "-vvv")
+    return bare_fleet

@@ -1,0 +1,165 @@
+"""`ansible-playbook deploy.yml`, then `tariq knock --group webservers`, on real hosts.
+
+The tests run in the order of this file: the last one takes the agents off again.
+"""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+HOSTS = ("web1", "web2", "web3")
+
+
+def wait_until(what, seconds=20):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.3)
+
+
+def close_all(fleet):
+    for version in ("-4", "-6"):
+        fleet.tariq("close", "--group", "webservers", version)
+
+
+def test_a_dry_run_on_fresh_hosts_changes_nothing(bare_fleet):
+    told = bare_fleet.playbook("deploy.yml", "--check", "--diff")
+    assert "failed=0" in told.stdout
+    assert bare_fleet.reachable("web1")
+    assert bare_fleet.on("web1", "ls", "/etc/tariq", check=False).returncode != 0
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_whole_group_opens_for_its_lease(fleet, version):
+    close_all(fleet)
+    assert not any(fleet.reachable(host, version) for host in HOSTS)
+    told = fleet.tariq("knock", "--group", "webservers", "--for", "5s", f"-{version}")
+    for host in HOSTS:
+        assert re.search(rf"^{host} +opened ", told.stdout, re.MULTILINE), told.stdout
+    assert "3 of 3 hosts said yes" in told.stderr
+    assert all(fleet.reachable(host, version) for host in HOSTS)
+    wait_until(lambda: not any(fleet.reachable(host, version) for host in HOSTS))
+
+
+def test_a_pattern_selects_as_ansible_does(fleet):
+    told = fleet.outcomes("status", "--group", "webservers:!web2")
+    assert set(told) == {"web1", "web3"}
+
+
+def test_a_host_that_is_down_is_told_from_those_that_are_up(fleet):
+    fleet.on("web2", "systemctl", "stop", "tariq-agent")
+    try:
+        told = fleet.tariq("knock", "--group", "webservers", "--for", "1s", check=False)
+        assert told.returncode == 1
+        assert re.search(r"^web2 +silent ", told.stdout, re.MULTILINE)
+        assert "2 of 3 hosts said yes; silent: web2" in told.stderr
+        assert not fleet.reachable("web2"), "a stopped agent fails closed"
+    finally:
+        fleet.on("web2", "systemctl", "start", "tariq-agent")
+
+
+def test_ansible_itself_comes_in_by_knocking_and_finds_nothing_to_do(fleet):
+    close_all(fleet)
+    told = fleet.playbook("deploy.yml")
+    recap = re.findall(r"changed=(\d+) .*failed=(\d+)", told.stdout)
+    assert recap == [("0", "0")] * 3, told.stdout
+
+
+def test_a_dry_run_on_deployed_hosts_finds_nothing_to_do(fleet):
+    told = fleet.playbook("deploy.yml", "--check", "--diff")
+    assert re.findall(r"changed=(\d+) .*failed=(\d+)", told.stdout) == [("0", "0")] * 3
+
+
+def test_no_secret_is_in_the_most_verbose_output(fleet):
+    output = fleet.deployment.stdout + fleet.deployment.stderr
+    for host in HOSTS:
+        card = yaml.safe_load((Path(fleet.env["TARIQ_CARDS"]) / f"{host}.yml").read_text())
+        assert card["knock_key"] not in output
+        assert card["fingerprint"] in output, "the control: what may be shown is shown"
+
+
+def test_cards_are_for_their_owner_only(fleet):
+    cards = Path(fleet.env["TARIQ_CARDS"])
+    assert cards.stat().st_mode & 0o777 == 0o700
+    assert all(card.stat().st_mode & 0o777 == 0o600 for card in cards.glob("*.yml"))
+
+
+def test_the_host_carries_neither_ansible_nor_opencv_and_runs_clean(fleet):
+    packages = fleet.on("web1", "sh", "-c", "ls /opt/tariq/lib/python3*/site-packages").stdout
+    assert "scapy" in packages
+    assert not re.search(r"^(cv2|numpy|ansible)", packages, re.MULTILINE)
+    assert "0 loaded units listed" in fleet.on("web1", "systemctl", "--failed").stdout
+    journal = fleet.on("web1", "journalctl", "-u", "tariq-agent", "--no-pager").stdout
+    assert "Traceback" not in journal
+
+
+def test_processes_and_sockets_on_a_host(fleet):
+    listed = fleet.on("web1", "ps", "-eo", "user:20,args").stdout
+    assert re.search(r"^tariq-sentry .*tariq.agent.sentry", listed, re.MULTILINE)
+    pids = fleet.on("web1", "pgrep", "-f", "tariq").stdout.split()
+    sockets = fleet.on("web1", "ss", "-Hatunp").stdout
+    assert "sshd" in sockets, "the control"
+    assert not any(f"pid={pid}," in sockets for pid in pids)
+
+
+def test_an_agent_that_is_restarted_keeps_leases_and_refuses_what_was_used(fleet):
+    fleet.tariq("knock", "web1", "--for", "60s")
+    fleet.on("web1", "systemctl", "restart", "tariq-agent")
+    assert fleet.reachable("web1")
+    fleet.tariq("close", "web1")
+    assert not fleet.reachable("web1")
+
+
+def test_an_operator_that_is_no_longer_listed_gets_silence(fleet, tmp_path):
+    """The role takes the key off the host; what the operator then gets is silence."""
+    other = {"TARIQ_GNUPGHOME": f"{fleet.env['FLEET_STATE']}/eve"}
+    eve = type(fleet)({**fleet.env, **other})
+    eve.tariq("key", "new", "eve", "--no-passphrase")
+    extra = tmp_path / "eve.yml"
+    both = {
+        "demo": {
+            "fingerprint": Path(fleet.env["FLEET_STATE"], "operator.fingerprint")
+            .read_text()
+            .strip(),
+            "key_file": f"{fleet.env['FLEET_STATE']}/operator.asc",
+        },
+        "eve": {
+            "fingerprint": eve.tariq("key", "list").stdout.split()[0],
+            "key": eve.tariq("key", "export").stdout,
+        },
+    }
+    try:
+        extra.write_text(yaml.safe_dump({"tariq_operators": both, "tariq_policy_serial": 2}))
+        fleet.playbook("deploy.yml", "--limit", "web1", "-e", f"@{extra}")
+        assert eve.outcomes("status", "web1")["web1"]["receipt"]["policy"] == 2
+        extra.write_text(yaml.safe_dump({"tariq_operators": {"demo": both["demo"]}}))
+        fleet.playbook("deploy.yml", "--limit", "web1", "-e", f"@{extra}")
+        assert eve.outcomes("status", "web1")["web1"]["ending"] == "silent"
+        assert fleet.outcomes("status", "web1")["web1"]["ok"]
+    finally:
+        fleet.run("gpgconf", "--homedir", other["TARIQ_GNUPGHOME"], "--kill", "all", check=False)
+
+
+def test_a_bad_policy_never_reaches_the_host(fleet):
+    before = fleet.on("web1", "cat", "/etc/tariq/agent.yml").stdout
+    told = fleet.playbook(
+        "deploy.yml", "--limit", "web1", "-e", '{"tariq_tasks": {"reboot": {}}}', check=False
+    )
+    assert told.returncode != 0
+    assert fleet.on("web1", "cat", "/etc/tariq/agent.yml").stdout == before
+    assert fleet.outcomes("status", "web1")["web1"]["ok"]
+
+
+def test_a_retired_host_is_as_it_was(fleet):
+    fleet.playbook("playbooks/retire.yml", "--limit", "web3")
+    assert fleet.reachable("web3")
+    assert fleet.reachable("web3", 6)
+    left = "ls -d /etc/tariq* /var/lib/tariq* /opt/tariq* /usr/local/bin/tariq /var/cache/tariq*"
+    assert fleet.on("web3", "sh", "-c", f"{left} 2>/dev/null", check=False).stdout == ""
+    assert "tariq" not in fleet.on("web3", "nft", "list", "ruleset").stdout
+    assert fleet.on("web3", "id", "tariq-sentry", check=False).returncode != 0
+    assert not (Path(fleet.env["TARIQ_CARDS"]) / "web3.yml").exists()
+    assert not fleet.reachable("web1")
