@@ -46,6 +46,8 @@ lint: ## ruff, mypy, ansible-lint, yamllint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tools/wheelhouse.py tools/role_readme.py
+	$(BIN)/python tools/role_readme.py --check
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/yamllint .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline -q
 

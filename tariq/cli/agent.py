@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -77,8 +78,11 @@ def _init(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    path = args.file or _places(args).policy
+    places = _places(args)
+    path = args.file or places.policy
     rules = policy.load(path)
+    if args.file is None and os.geteuid() == 0:  # what only root may read belongs to it
+        identity.knock_key(places)
     print(
         f"{path}: good: policy {rules.serial} of {rules.host}, {len(rules.services)} services,"
         f" {len(rules.operators)} operators"

@@ -1,0 +1,78 @@
+"""The documents say what is so."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").glob("*.md")])
+
+
+def names_in(path: Path) -> set[str]:
+    """Return functions, classes and methods (``Class.method``) that a file defines."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{m.name}" for m in node.body if isinstance(m, ast.FunctionDef)}
+    return found
+
+
+def test_the_walkthrough_names_files_and_functions_that_exist():
+    page = (REPO / "docs" / "walkthrough.md").read_text()
+    files = set(re.findall(r"`(tariq/[\w/]+\.py)`", page))
+    assert len(files) > 15
+    known = set().union(*(names_in(REPO / file) for file in files))
+    pairs = re.findall(r"`(tariq/[\w/]+\.py)`\s+`([\w.]+)`", page)
+    assert len(pairs) > 25
+    for file, name in pairs:
+        assert name in names_in(REPO / file), f"{file} has no {name}"
+    for name in re.findall(r"`((?:[A-Z]\w+\.)?_?[a-z_]+)`", page):
+        if "_" in name or "." in name:
+            assert name in known, f"no file of the page has {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_shows_the_commands_that_there_are():
+    told = subprocess.run(
+        [sys.executable, "-m", "tariq", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    commands = set(re.findall(r"^    (\w+) ", told, re.MULTILINE))
+    readme = (REPO / "README.md").read_text()
+    shown = set(re.findall(r"^\| `tariq (\w+)", readme, re.MULTILINE))
+    assert commands == shown
+    options = subprocess.run(
+        [sys.executable, "-m", "tariq", "knock", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    row = next(line for line in readme.splitlines() if line.startswith("| `tariq knock"))
+    for option in re.findall(r"--?[a-z0-9]+", row.partition("|")[2]):
+        assert option in options, option
+
+
+def test_the_policy_page_shows_a_policy_that_is_good(tmp_path):
+    page = (REPO / "docs" / "policy.md").read_text()
+    path = tmp_path / "agent.yml"
+    path.write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    subprocess.run(
+        [sys.executable, "-m", "tariq", "agent", "check", path], check=True, capture_output=True
+    )
+
+
+def test_make_targets_in_the_documents_exist():
+    known = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for target in re.findall(r"`make ([a-z-]+)", page.read_text()):
+            assert target in known, f"{page.name}: make {target}"
