@@ -130,6 +130,13 @@ def whole(low: int, high: int) -> Check:
     return check
 
 
+def flag(value: Any) -> bool:  # noqa: ANN401
+    """Check true or false."""
+    if not isinstance(value, bool):
+        raise Wrong("not true or false")
+    return value
+
+
 def one_of(*choices: str) -> Check:
     """Return a check of a closed list."""
 

@@ -27,7 +27,7 @@ import yaml
 
 from tariq import openpgp, picture
 from tariq.errors import MessageError
-from tariq.message import Action, Batch, Bundle, Request
+from tariq.message import Action, Batch, Bundle, Receipt, Request, to_b64
 from tariq.picture import Direction
 from tariq.transport import wire
 from tariq.transport.base import NoAnswer
@@ -295,6 +295,7 @@ class Forger:
         to: str | None = None,
         sealed_for: AgentHost | None = None,
         bundle=None,
+        stamped: float | None = None,
         **wish,
     ) -> bytes:
         """Return a knock's picture; what is left out is as it should be."""
@@ -309,15 +310,39 @@ class Forger:
         )
         batch = Batch.of([request.encode()])
         bundle = bundle or batch.bundle(0, self.key.sign(batch.to_sign))
-        return self.wrap(host, lock, bundle)
+        return self.wrap(host, lock, bundle, stamped)
 
     @staticmethod
-    def wrap(host: AgentHost, lock: dict, bundle: Bundle) -> bytes:
+    def wrap(host: AgentHost, lock: dict, bundle: Bundle, stamped: float | None = None) -> bytes:
         with openpgp.CardRing() as ring:
             ring.add(lock["fingerprint"], base64.b64decode(lock["public_key"]))
             sealed = ring.seal(lock["fingerprint"], bundle.encode())
         knock_key = base64.b64decode(host.card()["knock_key"])
-        return picture.wrap(sealed, knock_key, Direction.TO_HOST, time.time())
+        return picture.wrap(sealed, knock_key, Direction.TO_HOST, stamped or time.time())
+
+    def receipt(self, host: AgentHost, address: str, node: Namespace, **how) -> Receipt | None:
+        """Knock, and return the receipt as the client would read it, or None for silence."""
+        request = Request(
+            to=openpgp.short(host.card()["fingerprint"]),
+            do=how.pop("do", Action.OPEN),
+            t=int(time.time()) - how.pop("age", 0),
+            what=("ssh",),
+            seconds=1,
+            src=how.pop("src", None),
+        )
+        batch = Batch.of([request.encode()])
+        bundle = batch.bundle(0, self.key.sign(batch.to_sign))
+        self.last = self.wrap(host, host.card(), bundle)
+        answer = node.exchange(address, self.last)
+        if answer is None:
+            return None
+        card = host.card()
+        key = base64.b64decode(card["knock_key"])
+        with openpgp.CardRing() as ring:
+            ring.add(card["fingerprint"], base64.b64decode(card["public_key"]))
+            sealed = picture.unwrap(answer, key, Direction.TO_CLIENT, time.time())
+            raw = ring.open_receipt(card["fingerprint"], sealed, to_b64(request.id))
+        return Receipt.decode(raw)
 
     def close(self) -> None:
         openpgp.stop_agent(self.home)

@@ -44,6 +44,7 @@ class Policy:
     sentry_user: str = "tariq-sentry"
     window: int = 60
     default_lease: int = 30
+    require_source: bool = False
 
     def operator_of(self, fingerprint: str) -> tuple[str, Operator] | None:
         """Return the operator whose key that is."""
@@ -71,6 +72,7 @@ _POLICY = strict.fields(
         "sentry_user": strict.text,
         "window": strict.whole(5, DAY),
         "default_lease": strict.whole(1, DAY),
+        "require_source": strict.flag,
         "services": strict.mapping(strict.name, _SERVICE),
         "default_service": strict.name,
         "operators": strict.mapping(strict.name, _OPERATOR),

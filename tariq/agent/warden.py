@@ -3,11 +3,11 @@
 It holds the keys, the policy, the ledger and the firewall, and sees only OpenPGP
 bytes that the sentry passes on. ``Warden.answer`` is the whole decision, in order:
 
-    unseal ▸ unbundle ▸ verify the operator ▸ for this host? ▸ fresh? ▸ not used before?
-    ▸ from the address it names? ▸ allowed? ▸ act ▸ sign the receipt
+    unseal ▸ unbundle ▸ verify the operator ▸ for this host? ▸ not used before?
+    ▸ fresh? ▸ from the address it names? ▸ allowed? ▸ act ▸ sign the receipt
 
-Until the request is known to be an operator's, for this host, fresh and new, every
-refusal is silence. After that it is a signed receipt.
+Until the request is known to be an operator's, for this host and new, every refusal
+is silence. After that it is a signed receipt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from tariq.agent.link import Knock
 from tariq.agent.policy import Operator, Policy, Service
 from tariq.errors import AgentError, FirewallError, MessageError
 from tariq.message import Action, Bundle, Code, Receipt, Request, to_b64
+from tariq.picture.proof import WINDOW
 
+MEMORY = 3 * WINDOW
+"""Seconds for which ids are kept: longer than any picture's proof counts (two windows)."""
 log = logging.getLogger("tariq.warden")
 
 
@@ -83,7 +86,7 @@ class Warden:
         receipt = self._receipt(request, caller, self._decide(request, caller))
         return self._settle(request, receipt, caller)
 
-    # --- is it an operator's, for us, fresh and new? -------------------------------------
+    # --- is it an operator's, for us, and new? -------------------------------------------
 
     def _accept(self, knock: Knock) -> tuple[Request, Caller]:
         """Return request and caller; raise MessageError for anything that gets silence."""
@@ -93,10 +96,8 @@ class Warden:
         now = int(self._clock())
         if request.to != openpgp.short(self._host_key.fingerprint):
             raise MessageError("request", "for another host")
-        if abs(request.t - now) > self._policy.window:
-            raise MessageError("request", f"made {now - request.t} s ago")
-        # one window beyond the last moment at which a message of that time is accepted
-        self._ledger.forget_before(now - 2 * self._policy.window)
+        # never sooner than the last moment at which a message of that time is accepted
+        self._ledger.forget_before(now - max(MEMORY, 2 * self._policy.window))
         used = (request.id, request.t, caller.name, caller.source, bundle.request)
         if not self._ledger.claim(*used):
             raise MessageError("request", "used before")
@@ -111,13 +112,35 @@ class Warden:
     # --- what is done ---------------------------------------------------------------------
 
     def _decide(self, request: Request, caller: Caller) -> Verdict:
-        if request.src is not None and request.src != caller.source:
-            return Verdict(Code.ADDRESS, detail=f"the request is for {request.src}")
+        if refused := self._out_of_time(request) or self._out_of_place(request, caller):
+            return refused
         try:
             return self._actions[request.do](request, caller)
         except FirewallError as why:
             log.exception("failed for %s", caller.name)
             return Verdict(Code.FAILED, detail=str(why)[:120])
+
+    def _out_of_time(self, request: Request) -> Verdict | None:
+        """Refuse a request whose clock is too far from ours, and name both clocks.
+
+        Only for a request that was never used: an old one that is sent again is a replay
+        by its id, and gets silence.
+        """
+        now = int(self._clock())
+        if abs(request.t - now) <= self._policy.window:
+            return None
+        detail = f"your clock says {_clock(request.t)}, this host's {_clock(now)}"
+        return Verdict(Code.SKEW, detail=detail)
+
+    def _out_of_place(self, request: Request, caller: Caller) -> Verdict | None:
+        """Refuse a request that names another address than the one it came from."""
+        if request.src == caller.source:
+            return None
+        if request.src is not None:
+            return Verdict(Code.ADDRESS, detail=f"the request is for {request.src}")
+        if self._policy.require_source:
+            return Verdict(Code.ADDRESS, detail="this host wants --source named")
+        return None
 
     def _services(self, request: Request, caller: Caller) -> dict[str, Service] | Verdict:
         """Return the services that a request names, or why it may not have them."""
@@ -197,3 +220,7 @@ class Warden:
         except AgentError:
             log.exception("no receipt for %s", caller.name)
             return b""
+
+
+def _clock(t: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(t))

@@ -7,15 +7,17 @@ import re
 from collections.abc import Sequence
 
 from tariq.client import card as cards
-from tariq.client import config
+from tariq.client import config, seen
 from tariq.client.card import Card
 from tariq.client.config import Config
-from tariq.client.knock import How
-from tariq.errors import CardError, InventoryError, NoHostsError, UsageError
+from tariq.client.knock import Target
+from tariq.errors import CardError, InventoryError, NoHostsError, TransportError, UsageError
 from tariq.message import MAX_SECONDS, NAME
 from tariq.openpgp import OperatorKey
-from tariq.transport.base import TRANSPORTS
+from tariq.transport.base import TRANSPORTS, source_towards
 
+SOURCES = ("auto", "remembered")
+"""Words that stand for an address of this machine."""
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -43,9 +45,40 @@ def settings(args: argparse.Namespace) -> Config:
     return config.load({name: getattr(args, name, None) for name in names})
 
 
-def how(args: argparse.Namespace, known: Config) -> How:
-    """Return how to send."""
-    return How(known.transport, args.version)
+def targets(cards: Sequence[Card], args: argparse.Namespace, known: Config) -> list[Target]:
+    """Return how to get to each host, and the address that each must see (``--source``)."""
+    return [_target(card, args.version, getattr(args, "source", None), known) for card in cards]
+
+
+def _target(card: Card, version: int | None, source: str | None, known: Config) -> Target:
+    transport = known.transport or card.transports[0]
+    addresses = tuple(card.addresses_of(version))
+    if source is not None:
+        addresses, source = _sourced(card, addresses, source)
+    if not addresses:
+        reason = "its card has no address of that ip version"
+        raise TransportError(card.name, reason, "drop -4, -6 or --source")
+    return Target(card, addresses, transport, source)
+
+
+def _sourced(card: Card, addresses: tuple[str, ...], source: str) -> tuple[tuple[str, ...], str]:
+    """Return the addresses that a named source fits, and the source itself."""
+    if source not in SOURCES:
+        return tuple(a for a in addresses if (":" in a) == (":" in source)), source
+    memory = seen.Seen(seen.path())
+    for address in addresses:
+        version = 6 if ":" in address else 4
+        ours = (
+            source_towards(address, card.port)
+            if source == "auto"
+            else memory.address(card.fingerprint, version)
+        )
+        if ours is not None:
+            return (address,), ours
+    if source == "auto":
+        raise TransportError(card.name, "no route to any of its addresses", "check the network")
+    hint = "knock once without --source, or name the address"
+    raise UsageError(card.name, "never told which address it saw", hint)
 
 
 def operator_key(known: Config) -> OperatorKey:

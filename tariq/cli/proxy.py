@@ -68,7 +68,7 @@ def _knock(args: argparse.Namespace, known: Config) -> Outcome:
     card = common.select([args.host], None, known)[0]
     wish = Wish(Action.OPEN, (_service_on(card, args.port),))
     key = common.operator_key(known)
-    return knock_all([card], wish, key, common.how(args, known))[0]
+    return knock_all(common.targets([card], args, known), wish, key)[0]
 
 
 def _service_on(card: Card, port: int) -> str:

@@ -6,10 +6,11 @@ import argparse
 import ipaddress
 import sys
 import time
+from collections.abc import Sequence
 
 from tariq.cli import common
-from tariq.client import report
-from tariq.client.knock import Outcome, Wish, knock_all
+from tariq.client import report, seen
+from tariq.client.knock import Outcome, Target, Wish, knock_all
 from tariq.message import Action
 
 _HELP = {
@@ -45,9 +46,10 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
         )
     command.add_argument(
         "--source",
-        metavar="ADDRESS",
-        type=_address,
-        help="the address that the hosts must see; any other is refused",
+        metavar="SOURCE",
+        type=_source,
+        help="the address that hosts must see: ADDRESS, 'auto' (this machine's),"
+        " or 'remembered' (what each host saw before); any other is refused",
     )
     command.add_argument("--json", action="store_true", help="print outcomes as JSON")
     common.add_key_options(command)
@@ -55,7 +57,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
     command.set_defaults(run=_run, action=action, services=(), seconds=None)
 
 
-def _address(text: str) -> str:
+def _source(text: str) -> str:
+    if text in common.SOURCES:
+        return text
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:
@@ -66,14 +70,25 @@ def _run(args: argparse.Namespace) -> int:
     known = common.settings(args)
     cards = common.select(args.hosts, args.group, known)
     key = common.operator_key(known)
-    wish = Wish(args.action, args.services, args.seconds, args.source)
+    targets = common.targets(cards, args, known)
+    wish = Wish(args.action, args.services, args.seconds)
     with _Progress(len(cards)) as progress:
-        outcomes = knock_all(cards, wish, key, common.how(args, known), progress)
+        outcomes = knock_all(targets, wish, key, progress)
+    _remember(targets, outcomes)
     print(report.as_json(outcomes) if args.json else report.table(outcomes, time.time()))
     good = all(outcome.ok for outcome in outcomes)
     if len(cards) > 1 or not good:
         print(report.summary(outcomes), file=sys.stderr)
     return 0 if good else 1
+
+
+def _remember(targets: Sequence[Target], outcomes: Sequence[Outcome]) -> None:
+    """Keep which address each host saw, and tell of those that changed."""
+    memory = seen.Seen(seen.path())
+    for target, outcome in zip(targets, outcomes, strict=True):
+        named = target.source is not None
+        if warning := memory.learn(target.card.fingerprint, outcome, named=named):
+            print(f"tariq: warning: {warning}", file=sys.stderr)
 
 
 class _Progress:

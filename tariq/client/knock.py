@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from tariq import openpgp, picture
 from tariq.client.card import Card
-from tariq.errors import MessageError, TariqError, TransportError
+from tariq.errors import MessageError, TariqError
 from tariq.message import MAX_BATCH, Action, Batch, Bundle, Receipt, Request, to_b64
 from tariq.picture import Direction
 from tariq.transport.base import TRANSPORTS, Fate, NoAnswer, Transport
@@ -53,7 +53,6 @@ class Wish:
     do: Action
     what: tuple[str, ...] = ()
     seconds: int | None = None
-    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,53 +73,55 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class How:
-    """By which transport and IP version; None chooses by the card."""
+class Target:
+    """One host, how to get there, and the address that it must see, if one is named."""
 
-    transport: str | None = None
-    version: int | None = None
+    card: Card
+    addresses: tuple[str, ...]
+    transport: str
+    source: str | None = None
 
 
 def knock_all(
-    cards: Sequence[Card],
+    targets: Sequence[Target],
     wish: Wish,
     key: openpgp.OperatorKey,
-    how: How,
     progress: Callable[[Outcome], None] = lambda _: None,
 ) -> list[Outcome]:
-    """Knock every host once and return outcomes in the order of the cards.
+    """Knock every host once and return outcomes in the order of the targets.
 
     Signs one Merkle root per 64 hosts. Raises KeyUnusableError; everything that
     goes wrong with one host is that host's outcome.
     """
     with openpgp.CardRing() as ring:
-        bundles = _sign(cards, wish, key)
-        for card in cards:
-            ring.add(card.fingerprint, card.public_key)
-        if len(cards) == 1:
-            return [_knock(cards[0], bundles[0], ring, how)]
+        bundles = _sign(targets, wish, key)
+        for target in targets:
+            ring.add(target.card.fingerprint, target.card.public_key)
+        if len(targets) == 1:
+            return [_knock(targets[0], bundles[0], ring)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             jobs = {
-                pool.submit(_knock, card, bundle, ring, how): at
-                for at, (card, bundle) in enumerate(zip(cards, bundles, strict=True))
+                pool.submit(_knock, target, bundle, ring): at
+                for at, (target, bundle) in enumerate(zip(targets, bundles, strict=True))
             }
             outcomes: dict[int, Outcome] = {}
             for job in as_completed(jobs):
                 outcomes[jobs[job]] = job.result()
                 progress(job.result())
-        return [outcomes[at] for at in range(len(cards))]
+        return [outcomes[at] for at in range(len(targets))]
 
 
-def _sign(cards: Sequence[Card], wish: Wish, key: openpgp.OperatorKey) -> list[Bundle]:
+def _sign(targets: Sequence[Target], wish: Wish, key: openpgp.OperatorKey) -> list[Bundle]:
     bundles = []
-    for start in range(0, len(cards), MAX_BATCH):
-        batch = Batch.of([_request(card, wish) for card in cards[start : start + MAX_BATCH]])
+    for start in range(0, len(targets), MAX_BATCH):
+        batch = Batch.of([_request(each, wish) for each in targets[start : start + MAX_BATCH]])
         signature = key.sign(batch.to_sign)
         bundles += [batch.bundle(index, signature) for index in range(len(batch.requests))]
     return bundles
 
 
-def _request(card: Card, wish: Wish) -> bytes:
+def _request(target: Target, wish: Wish) -> bytes:
+    card = target.card
     wants_service = wish.do in (Action.OPEN, Action.CLOSE) and not wish.what
     default = (card.default_service,) if wants_service and card.default_service else ()
     return Request(
@@ -129,18 +130,19 @@ def _request(card: Card, wish: Wish) -> bytes:
         t=int(time.time()),
         what=wish.what or default,
         seconds=wish.seconds,
-        src=wish.source,
+        src=target.source,
     ).encode()
 
 
-def _knock(card: Card, bundle: Bundle, ring: openpgp.CardRing, how: How) -> Outcome:
+def _knock(target: Target, bundle: Bundle, ring: openpgp.CardRing) -> Outcome:
     """Knock one host; every failure becomes an outcome."""
+    card = target.card
     started = time.monotonic()
     address = ""
     try:
         sealed = ring.seal(card.fingerprint, bundle.encode())
         payload = picture.wrap(sealed, card.knock_key, Direction.TO_HOST, time.time())
-        address, answer = _send(card, payload, how)
+        address, answer = _send(target, payload)
         receipt = _open(card, bundle, answer, ring)
     except NoAnswer as why:
         ending = _FATES[why.fate]
@@ -154,19 +156,17 @@ def _knock(card: Card, bundle: Bundle, ring: openpgp.CardRing, how: How) -> Outc
     return Outcome(card.name, ending, address, receipt, receipt.detail, took)
 
 
-def _send(card: Card, payload: bytes, how: How) -> tuple[str, bytes]:
-    """Try the card's addresses until one can be reached; return it and the answer."""
-    transport = TRANSPORTS[how.transport or card.transports[0]]()
-    addresses = card.addresses_of(how.version)
-    if not addresses:
-        raise TransportError(card.name, f"no ipv{how.version} address on its card", "drop -4 or -6")
-    for address in addresses[:-1]:
+def _send(target: Target, payload: bytes) -> tuple[str, bytes]:
+    """Try the host's addresses until one can be reached; return it and the answer."""
+    transport, port = TRANSPORTS[target.transport](), target.card.port
+    *others, last = target.addresses
+    for address in others:
         try:
-            return address, _try(transport, address, card.port, payload)
+            return address, _try(transport, address, port, payload)
         except NoAnswer as why:
             if why.fate is not Fate.UNREACHABLE:
                 raise
-    return addresses[-1], _try(transport, addresses[-1], card.port, payload)
+    return last, _try(transport, last, port, payload)
 
 
 def _try(transport: Transport, address: str, port: int, payload: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol
@@ -33,6 +34,17 @@ class Transport(Protocol):
 
     def exchange(self, address: str, port: int, payload: bytes, seconds: float) -> bytes:
         """Return the answer; raise NoAnswer, or TransportError if this machine can't send."""
+
+
+def source_towards(address: str, port: int) -> str | None:
+    """Return the address that the kernel would send from, or None; nothing is sent."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, port))
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
 
 
 def _fastopen() -> Transport:

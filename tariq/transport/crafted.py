@@ -20,7 +20,7 @@ from scapy.packet import Packet, Raw
 
 from tariq.errors import MessageError
 from tariq.transport import bpf, sockets, wire
-from tariq.transport.base import Fate, NoAnswer
+from tariq.transport.base import Fate, NoAnswer, source_towards
 from tariq.transport.sniffer import RawSender, Sniffer
 
 _PORTS = range(32_768, 60_999)
@@ -34,23 +34,15 @@ class Crafted:
         """See ``base.Transport``."""
         is_ipv6 = ipaddress.ip_address(address).version == 6
         family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
-        source = _source_towards(family, address, port)
+        source = source_towards(address, port)
+        if source is None:
+            raise NoAnswer(Fate.UNREACHABLE)
         sport = random.SystemRandom().choice(_PORTS)
         sniffer = Sniffer(sockets.open_sniffer(family, bpf.answers(family, port, sport)))
         with sniffer.ins, sockets.open_sender(family) as out:
             sender = RawSender(out, out)
             sender.send(_syn(source, address, sport, port, payload))
             return _wait(sniffer, address, source, time.monotonic() + seconds)
-
-
-def _source_towards(family: int, address: str, port: int) -> str:
-    """Return the address that the kernel would use; connecting UDP sends nothing."""
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((address, port))
-        except OSError as why:
-            raise NoAnswer(Fate.UNREACHABLE) from why
-        return str(probe.getsockname()[0])
 
 
 def _syn(source: str, address: str, sport: int, port: int, payload: bytes) -> Packet:

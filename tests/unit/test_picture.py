@@ -159,15 +159,46 @@ def test_text_that_is_not_base85_is_refused():
         picture.unwrap(_proven(image), KEY, Direction.TO_HOST, NOW)
 
 
-def test_the_low_bits_look_like_noise_whatever_is_hidden():
-    """Chi-square of ones against zeros, over the whole plane, message or not."""
-    raw = b"".join(
-        Image.open(io.BytesIO(picture.wrap(bytes(300), KEY, Direction.TO_HOST, NOW))).tobytes()
-        for _ in range(20)
-    )
-    ones = sum(byte & 1 for byte in raw)
-    expected = len(raw) / 2
-    assert (ones - expected) ** 2 / expected * 2 < 15  # p < 0.0001 for one degree of freedom
+def _low_bits(payload: bytes) -> list[int]:
+    with Image.open(io.BytesIO(payload)) as image:
+        return [byte & 1 for byte in image.tobytes()]
+
+
+@pytest.mark.parametrize("message", [bytes(300), b"\xff" * 300, b"words" * 60])
+def test_the_low_bits_look_like_noise_whatever_is_hidden(message):
+    """Chi-square of pairs of bits, and the number of runs, over whole planes.
+
+    The bounds are those of one false alarm in a million; a plane with stegano's text
+    in the clear, whose every eighth bit is zero, is far outside of both.
+    """
+    bits = []
+    for _ in range(20):
+        payload = picture.wrap(message, KEY, Direction.TO_HOST, NOW)
+        bits += _low_bits(payload)
+    assert _chi_square(bits) < 30.7  # three degrees of freedom
+    assert abs(_runs(bits)) < 4.9  # standard deviations
+    image = lsb.hide(Image.new("RGB", (60, 60)), "a" * 1300)
+    naked = [byte & 1 for byte in image.tobytes()]
+    assert _chi_square(naked) > 30.7, "the control"
+
+
+def _chi_square(bits: list[int]) -> float:
+    """Pairs of neighbouring bits against four equally likely ones."""
+    counts = [0] * 4
+    for first, second in zip(bits[::2], bits[1::2], strict=False):
+        counts[first * 2 + second] += 1
+    expected = sum(counts) / 4
+    return sum((count - expected) ** 2 / expected for count in counts)
+
+
+def _runs(bits: list[int]) -> float:
+    """Wald and Wolfowitz: how far the number of runs is from that of noise, in deviations."""
+    ones, total = sum(bits), len(bits)
+    product = 2 * ones * (total - ones)
+    mean = product / total + 1
+    variance = (mean - 1) * (mean - 2) / (total - 1)
+    runs = 1 + sum(first != second for first, second in zip(bits, bits[1:], strict=False))
+    return (runs - mean) / variance**0.5
 
 
 def test_pixels_carry_only_what_stegano_needs():

@@ -131,9 +131,10 @@ def test_a_knock_for_another_host_gets_silence(world, from_host, version):
     assert not world.reachable(version)
 
 
-@pytest.mark.parametrize("age", [90, -90, 3600, 86_400])
+@pytest.mark.parametrize("age", [1900, -1900, 86_400])
 def test_a_knock_out_of_its_time_gets_silence(world, from_host, age):
-    payload = world.bob.payload(world.host, age=age)
+    """Too old or too early for its picture's proof (test_meaning has the clocks in between)."""
+    payload = world.bob.payload(world.host, age=age, stamped=time.time() - age)
     assert world.net.client.exchange(world.address(), payload) is None
     assert not from_host()
     assert not world.reachable()
