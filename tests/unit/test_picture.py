@@ -1,6 +1,7 @@
 """Pictures: what goes in comes out, and nothing else is accepted."""
 
 import io
+import itertools
 import os
 import time
 import zlib
@@ -197,7 +198,7 @@ def _runs(bits: list[int]) -> float:
     product = 2 * ones * (total - ones)
     mean = product / total + 1
     variance = (mean - 1) * (mean - 2) / (total - 1)
-    runs = 1 + sum(first != second for first, second in zip(bits, bits[1:], strict=False))
+    runs = 1 + sum(first != second for first, second in itertools.pairwise(bits))
     return (runs - mean) / variance**0.5
 
 
