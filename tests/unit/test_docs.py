@@ -76,3 +76,13 @@ def test_make_targets_in_the_documents_exist():
     for page in PAGES:
         for target in re.findall(r"`make ([a-z-]+)", page.read_text()):
             assert target in known, f"{page.name}: make {target}"
+
+
+def test_security_md_names_files_that_exist():
+    page = (REPO / "SECURITY.md").read_text()
+    files = set(re.findall(r"`((?:tariq|tests)/[\w/]+\.py)`", page))
+    assert len(files) > 12
+    for file in files:
+        assert (REPO / file).exists(), file
+    for file, name in re.findall(r"`(tariq/[\w/]+\.py)` \(`(\w+)`", page):
+        assert name in names_in(REPO / file), f"{file} has no {name}"
