@@ -20,7 +20,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -315,10 +315,16 @@ class OperatorRing:
             raise AgentError(str(file), "holds no public key", "export one with 'tariq key export'")
 
     def __contains__(self, fingerprint: object) -> bool:
-        return fingerprint in set(self._fingerprints())
+        return fingerprint in self.states()
 
-    def _fingerprints(self) -> Iterator[str]:
-        yield from (key["fingerprint"] for key in self._gpg.list_keys())
+    def states(self) -> dict[str, str]:
+        """Return ``expired``, ``revoked``, ``disabled`` or nothing for each fingerprint.
+
+        The letters are those of gpg's doc/DETAILS, field 2.
+        """
+        words = {"e": "expired", "r": "revoked", "d": "disabled"}
+        keys = self._gpg.list_keys()
+        return {key["fingerprint"]: words.get(key["trust"], "") for key in keys}
 
     def verify(self, data: bytes, signature: bytes) -> str:
         """Return the signer's primary fingerprint; raise MessageError if none may be trusted."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,26 @@ Check = Callable[[Any], Any]
 
 
 class Wrong(Exception):
-    """A value that can't be used: ``where`` in the file, and why."""
+    """Values that can't be used: ``where`` in the file and why; ``all`` has every one."""
 
     def __init__(self, reason: str, where: str = "") -> None:
         self.reason, self.where = reason, where
+        self.all: list[Wrong] = [self]
         super().__init__(reason)
 
-    def inside(self, field: str) -> Wrong:
-        """Return the same, seen from one level further out."""
-        return Wrong(self.reason, f"{field}.{self.where}" if self.where else field)
+    @classmethod
+    def of(cls, several: list[Wrong]) -> Wrong:
+        """Return one that stands for several; it tells of the first."""
+        first = cls(several[0].reason, several[0].where)
+        first.all = several
+        return first
+
+    def inside(self, field: str) -> list[Wrong]:
+        """Return all of them, as seen from one level further out."""
+        return [
+            Wrong(each.reason, f"{field}.{each.where}" if each.where else field)
+            for each in self.all
+        ]
 
 
 class _Loader(yaml.SafeLoader):
@@ -79,13 +90,12 @@ def fields(spec: Mapping[str, Check], required: set[str] | None = None) -> Check
     def check(value: Any) -> dict[str, Any]:  # noqa: ANN401
         if not isinstance(value, dict):
             raise Wrong("not a mapping")
-        for name in value:
-            if name not in spec:
-                raise Wrong(f"unknown field (known are {', '.join(sorted(spec))})", str(name))
-        for name in needed:
-            if name not in value:
-                raise Wrong("missing", name)
-        return {name: _at(name, spec[name], item) for name, item in value.items()}
+        known = f"unknown field (known are {', '.join(sorted(spec)) or 'none'})"
+        wrong = [Wrong(known, str(name)) for name in value if name not in spec]
+        wrong += [Wrong("missing", name) for name in sorted(needed) if name not in value]
+        return _each(
+            ((name, spec[name], item) for name, item in value.items() if name in spec), wrong
+        )
 
     return check
 
@@ -96,7 +106,13 @@ def mapping(key: Check, item: Check) -> Check:
     def check(value: Any) -> dict[Any, Any]:  # noqa: ANN401
         if not isinstance(value, dict):
             raise Wrong("not a mapping")
-        return {_at(str(k), key, k): _at(str(k), item, v) for k, v in value.items()}
+        wrong: list[Wrong] = []
+        for name in value:
+            try:
+                key(name)
+            except Wrong as why:
+                wrong += why.inside(str(name))
+        return _each(((name, item, each) for name, each in value.items()), wrong)
 
     return check
 
@@ -107,16 +123,62 @@ def listing(item: Check, least: int = 0) -> Check:
     def check(value: Any) -> tuple[Any, ...]:  # noqa: ANN401
         if not isinstance(value, list) or len(value) < least:
             raise Wrong("not a list" + (f" of at least {least}" if least else ""))
-        return tuple(_at(str(at), item, each) for at, each in enumerate(value))
+        return tuple(_each(((at, item, each) for at, each in enumerate(value)), []).values())
 
     return check
 
 
-def _at(field: str, check: Check, value: Any) -> Any:  # noqa: ANN401
-    try:
-        return check(value)
-    except Wrong as why:
-        raise why.inside(field) from None
+def _each(items: Iterable[tuple[Any, Check, Any]], wrong: list[Wrong]) -> dict[Any, Any]:
+    """Check every item, and raise all that is wrong at once."""
+    checked = {}
+    for name, check, value in items:
+        try:
+            checked[name] = check(value)
+        except Wrong as why:
+            wrong += why.inside(str(name))
+    if wrong:
+        raise Wrong.of(wrong)
+    return checked
+
+
+class Places:
+    """Finds the line and column of what a path such as ``operators.alice.longest`` names."""
+
+    def __init__(self, path: Path) -> None:
+        self._name = str(path)
+        try:
+            self._root = yaml.compose(path.read_text("utf-8"), yaml.SafeLoader)
+        except (OSError, yaml.YAMLError):
+            self._root = None
+
+    def tell(self, where: str) -> str:
+        """Return ``FILE, line 3, column 5: PATH``; of a missing field, where it belongs."""
+        mark = self._mark(where)
+        line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        return f"{self._name}{line}: {where}" if where else f"{self._name}{line}"
+
+    def _mark(self, where: str) -> yaml.Mark | None:
+        node, rest = self._root, where
+        mark = node.start_mark if node is not None else None
+        while rest and node is not None:
+            found = _child(node, rest)
+            if found is None:
+                break
+            mark, node, rest = found
+        return mark
+
+
+def _child(node: yaml.Node, path: str) -> tuple[yaml.Mark, yaml.Node, str] | None:
+    """Return mark, node and the rest of the path; names themselves may have full stops."""
+    pairs: Iterable[tuple[str, yaml.Mark, yaml.Node]] = ()
+    if isinstance(node, yaml.MappingNode):
+        pairs = ((str(key.value), key.start_mark, value) for key, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        pairs = ((str(at), item.start_mark, item) for at, item in enumerate(node.value))
+    for name, mark, child in pairs:
+        if path == name or path.startswith(f"{name}."):
+            return mark, child, path[len(name) + 1 :]
+    return None
 
 
 def whole(low: int, high: int) -> Check:

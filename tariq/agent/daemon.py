@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from tariq import openpgp
-from tariq.agent import identity, link, policy
+from tariq.agent import identity, link, policy_file
 from tariq.agent.firewall import Nftables
 from tariq.agent.identity import Places
 from tariq.agent.ledger import Ledger
@@ -115,7 +115,7 @@ class Sentinel:
 def run(places: Places) -> None:
     """Serve until SIGTERM; raise a TariqError if the agent can't start."""
     identity.need_root("tariq agent run")
-    rules = policy.load(places.policy)
+    rules = policy_file.load(places.policy)
     _check_user(rules)
     knock_key = identity.knock_key(places)
     host_key = openpgp.HostKey.load(places.host_key)

@@ -6,6 +6,7 @@ import base64
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,19 @@ def knock_key(places: Places) -> bytes:
     if len(key) != KEY_BYTES:
         raise AgentError(str(places.knock_key), f"not {KEY_BYTES} bytes of base64", hint)
     return key
+
+
+def key_warnings(places: Places, policy: Policy) -> list[str]:
+    """Return what is wrong with operators' keys: missing, expired or revoked, or not listed."""
+    with tempfile.TemporaryDirectory(prefix="tariq-") as home:
+        ring = openpgp.OperatorRing(Path(home) / "ring", sorted(places.operators.glob("*.asc")))
+        known = ring.states()
+    found = []
+    for name, operator in policy.operators.items():
+        state = known.pop(operator.fingerprint, "missing")
+        if state:
+            found.append(f"operators.{name}: its key is {state}")
+    return found + [f"{places.operators}: key {key} is nobody's in the policy" for key in known]
 
 
 def card(places: Places, policy: Policy, addresses: Sequence[str], groups: Sequence[str]) -> str:

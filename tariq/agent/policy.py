@@ -1,17 +1,28 @@
-"""The policy ``agent.yml``: services, operators, and what each operator may do."""
+"""The policy ``agent.yml``: services, operators, groups of them, and what each may do.
+
+This file holds what a policy *is* and decides; ``policy_file`` reads and checks one.
+What an operator may do is the sum of its grants: its own, and those of its groups. Limits
+of a group narrow what that group gives; limits of an operator narrow all that it has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import datetime as dt
+import ipaddress
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from tariq import strict
-from tariq.errors import PolicyError
+from tariq.agent import schedule
 
 DEFAULT_PATH = Path("/etc/tariq/agent.yml")
 DAY = 86_400
+LONGEST = 3600
+"""Seconds, where neither a group nor the operator says."""
+ALL = "all"
+"""In a list of services or tasks: every one that the policy has."""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +34,57 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """From where, when, until which day (inclusive), and for how many seconds at most."""
+
+    networks: tuple[Network, ...] = ()
+    hours: tuple[schedule.Span, ...] = ()
+    until: dt.date | None = None
+    longest: int | None = None
+
+    def refuses(self, source: str, when: dt.datetime) -> str | None:
+        """Return why these limits refuse an address at a local time, or None."""
+        address = ipaddress.ip_address(source)
+        if self.networks and not any(address in network for network in self.networks):
+            return f"{source} is in none of {', '.join(map(str, self.networks))}"
+        if self.until is not None and when.date() > self.until:
+            return f"{self.until} was the last day"
+        if not schedule.holds(self.hours, when):
+            return (
+                f"{when:%a %H:%M} is not in {', '.join(span.text for span in self.hours)}".lower()
+            )
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What somebody may do, within limits."""
+
+    services: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        """Return the names of ``services`` or ``tasks``."""
+        return self.services if kind == "services" else self.tasks
+
+
+@dataclass(frozen=True, slots=True)
 class Operator:
-    """Who may do what; ``longest`` lease in seconds."""
+    """A key, a grant of its own, and the groups that it is in."""
 
     fingerprint: str
-    services: tuple[str, ...]
-    longest: int
+    own: Grant
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether something is allowed, why, and the longest lease in seconds."""
+
+    ok: bool
+    why: str
+    longest: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +96,13 @@ class Policy:
     port: int
     services: Mapping[str, Service]
     operators: Mapping[str, Operator]
+    groups: Mapping[str, Grant] = field(default_factory=dict)
     default_service: str | None = None
     sentry_user: str = "tariq-sentry"
     window: int = 60
     default_lease: int = 30
     require_source: bool = False
+    timezone: dt.tzinfo = dt.UTC
 
     def operator_of(self, fingerprint: str) -> tuple[str, Operator] | None:
         """Return the operator whose key that is."""
@@ -53,72 +111,30 @@ class Policy:
                 return name, operator
         return None
 
+    def grants_of(self, operator: Operator) -> Iterator[tuple[str, Grant]]:
+        """Yield what an operator has, and from where it has it."""
+        yield "its own", operator.own
+        for name in operator.groups:
+            yield f"group {name}", self.groups[name]
 
-_SERVICE = strict.fields({"protocol": strict.one_of("tcp", "udp"), "port": strict.whole(1, 65_535)})
-_OPERATOR = strict.fields(
-    {
-        "fingerprint": strict.fingerprint,
-        "services": strict.listing(strict.name),
-        "longest": strict.whole(1, 366 * DAY),
-    },
-    required={"fingerprint", "services"},
-)
-_POLICY = strict.fields(
-    {
-        "version": strict.whole(1, 1),
-        "serial": strict.whole(1, 1 << 31),
-        "host": strict.text,
-        "port": strict.whole(1, 65_535),
-        "sentry_user": strict.text,
-        "window": strict.whole(5, DAY),
-        "default_lease": strict.whole(1, DAY),
-        "require_source": strict.flag,
-        "services": strict.mapping(strict.name, _SERVICE),
-        "default_service": strict.name,
-        "operators": strict.mapping(strict.name, _OPERATOR),
-        "tasks": strict.fields({}),
-    },
-    required={"version", "serial", "host", "port", "services", "operators"},
-)
-_LONGEST = 3600
+    def may(self, name: str, kind: str, what: str, source: str, now: float) -> Decision:
+        """Decide whether an operator may use a service or run a task, and say why.
 
-
-def load(path: Path) -> Policy:
-    """Read and check a policy; raise PolicyError that names the field."""
-    raw = strict.read(path, PolicyError, "name a policy that you may read")
-    try:
-        return _build(_POLICY(raw))
-    except strict.Wrong as why:
-        thing = f"{path}: {why.where}" if why.where else str(path)
-        raise PolicyError(thing, why.reason, "see docs/policy.md") from None
-
-
-def _build(raw: dict[str, Any]) -> Policy:
-    services = {name: Service(**service) for name, service in raw["services"].items()}
-    operators = {
-        name: Operator(**{"longest": _LONGEST, **operator})
-        for name, operator in raw["operators"].items()
-    }
-    _check_references(raw, services, operators)
-    known = {name: value for name, value in raw.items() if name not in ("version", "tasks")}
-    return Policy(**{**known, "services": services, "operators": operators})
-
-
-def _check_references(
-    raw: dict[str, Any], services: dict[str, Service], operators: dict[str, Operator]
-) -> None:
-    default = raw.get("default_service")
-    if default is not None and default not in services:
-        raise strict.Wrong(f"no service {default!r} is defined", "default_service")
-    for name, service in services.items():
-        if (service.protocol, service.port) == ("tcp", raw["port"]):
-            raise strict.Wrong("the knock port itself can't be a service", f"services.{name}.port")
-    seen: dict[str, str] = {}
-    for name, operator in operators.items():
-        where = f"operators.{name}"
-        for wanted in operator.services:
-            if wanted not in services:
-                raise strict.Wrong(f"no service {wanted!r} is defined", f"{where}.services")
-        other = seen.setdefault(operator.fingerprint, name)
-        if other != name:
-            raise strict.Wrong(f"{other} has the same key", f"{where}.fingerprint")
+        ``kind`` is ``services`` or ``tasks``, ``source`` an address, ``now`` in Unix seconds.
+        """
+        operator = self.operators[name]
+        when = dt.datetime.fromtimestamp(now, self.timezone)
+        if why := operator.own.limits.refuses(source, when):
+            return Decision(False, f"{name}: {why}")
+        found, reasons = [], []
+        for origin, grant in self.grants_of(operator):
+            if {what, ALL}.isdisjoint(grant.names(kind)):
+                continue
+            if why := grant.limits.refuses(source, when):
+                reasons.append(f"{origin}: {why}")
+            else:
+                found.append((grant.limits.longest or LONGEST, origin))
+        if not found:
+            return Decision(False, "; ".join(reasons) or f"{name} has no {what} among its {kind}")
+        longest, origin = max(found)
+        return Decision(True, f"by {origin}", min(longest, operator.own.limits.longest or longest))

@@ -21,7 +21,7 @@ from tariq import openpgp
 from tariq.agent.firewall import Firewall, Lease
 from tariq.agent.ledger import Ledger
 from tariq.agent.link import Knock
-from tariq.agent.policy import Operator, Policy, Service
+from tariq.agent.policy import Policy, Service
 from tariq.errors import AgentError, FirewallError, MessageError
 from tariq.message import Action, Bundle, Code, Receipt, Request, to_b64
 from tariq.picture.proof import WINDOW
@@ -33,10 +33,9 @@ log = logging.getLogger("tariq.warden")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, with what policy entry, from where."""
+    """Who asks, and from where."""
 
     name: str
-    operator: Operator
     source: str
 
 
@@ -107,7 +106,7 @@ class Warden:
         found = self._policy.operator_of(fingerprint)
         if found is None:
             raise MessageError("request", f"signed by {fingerprint}, no operator here")
-        return Caller(*found, knock.source)
+        return Caller(found[0], knock.source)
 
     # --- what is done ---------------------------------------------------------------------
 
@@ -142,8 +141,8 @@ class Warden:
             return Verdict(Code.ADDRESS, detail="this host wants --source named")
         return None
 
-    def _services(self, request: Request, caller: Caller) -> dict[str, Service] | Verdict:
-        """Return the services that a request names, or why it may not have them."""
+    def _services(self, request: Request) -> dict[str, Service] | Verdict:
+        """Return the services that a request names, or why there is none."""
         default = self._policy.default_service
         names = request.what or ((default,) if default else ())
         if not names:
@@ -151,22 +150,26 @@ class Warden:
         for name in names:
             if name not in self._policy.services:
                 return Verdict(Code.UNKNOWN, detail=f"no service {name!r} here")
-            if name not in caller.operator.services:
-                return Verdict(Code.DENIED, detail=f"{caller.name} may not use {name!r}")
         return {name: self._policy.services[name] for name in names}
 
     def _open(self, request: Request, caller: Caller) -> Verdict:
-        services = self._services(request, caller)
+        services = self._services(request)
         if isinstance(services, Verdict):
             return services
-        seconds = min(request.seconds or self._policy.default_lease, caller.operator.longest)
-        for service in services.values():
-            self._firewall.open(Lease(caller.source, service, seconds))
-        until = int(self._clock()) + seconds
-        return Verdict(Code.OPENED, ok=True, leases=dict.fromkeys(services, until))
+        seconds = {}
+        for name in services:
+            allowed = self._policy.may(caller.name, "services", name, caller.source, self._clock())
+            if not allowed.ok:
+                return Verdict(Code.DENIED, detail=allowed.why)
+            seconds[name] = min(request.seconds or self._policy.default_lease, allowed.longest)
+        for name, service in services.items():
+            self._firewall.open(Lease(caller.source, service, seconds[name]))
+        now = int(self._clock())
+        leases = {name: now + seconds[name] for name in services}
+        return Verdict(Code.OPENED, ok=True, leases=leases)
 
     def _close(self, request: Request, caller: Caller) -> Verdict:
-        services = self._services(request, caller)
+        services = self._services(request)
         if isinstance(services, Verdict):
             return services
         for service in services.values():

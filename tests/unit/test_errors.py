@@ -206,7 +206,7 @@ def _nobody_can_run() -> bool:
         ({"operators": {"a": {"fingerprint": "1234", "services": []}}}, r"a\.fingerprint: not a"),
         (
             {"operators": {"a": {"fingerprint": CARD["fingerprint"], "services": ["ftp"]}}},
-            r"operators\.a\.services: no service 'ftp'",
+            r"operators\.a\.services\.0: no service 'ftp'",
         ),
         (
             {"operators": {n: {"fingerprint": CARD["fingerprint"], "services": []} for n in "ab"}},

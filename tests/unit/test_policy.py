@@ -1,0 +1,249 @@
+"""What a policy decides, and how it tells of mistakes and foolishness."""
+
+import datetime as dt
+import re
+import subprocess
+import sys
+import zoneinfo
+
+import pytest
+from tariq.agent import policy_file, schedule
+from tariq.errors import PolicyError
+from tariq.strict import Wrong
+
+KEY = "0123456789ABCDEF0123456789ABCDEF0123456{}"
+BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
+TEXT = """\
+version: 1
+serial: 3
+host: web1
+port: 62201
+timezone: Europe/Berlin
+services:
+  ssh: {protocol: tcp, port: 22}
+  web: {protocol: tcp, port: 443}
+  db: {protocol: tcp, port: 5432}
+default_service: ssh
+groups:
+  admins:
+    services: [all]
+    longest: 600
+  oncall:
+    services: [ssh, web]
+    hours: [mon-fri 18:00-07:00, "sat,sun 00:00-24:00"]
+    from: [203.0.113.0/24, "2001:db8::/32"]
+    longest: 120
+operators:
+  alice: {fingerprint: KEY1, groups: [admins]}
+  bob: {fingerprint: KEY2, groups: [oncall]}
+  carol:
+    fingerprint: KEY3
+    groups: [admins, oncall]
+    until: 2026-12-31
+    longest: 60
+  dave: {fingerprint: KEY4, services: [db], from: 198.51.100.7/32}
+""".replace("KEY", KEY[:-2])
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "agent.yml"
+    file.write_text(TEXT)
+    return file
+
+
+@pytest.fixture
+def policy(path):
+    return policy_file.load(path)
+
+
+def at(text):
+    return dt.datetime.fromisoformat(text).replace(tzinfo=BERLIN).timestamp()
+
+
+THURSDAY_NOON, SATURDAY_3 = at("2026-11-26T12:00"), at("2026-11-28T03:00")
+FRIDAY_LATE, MONDAY_EARLY = at("2026-11-27T23:00"), at("2026-11-30T03:00")
+INSIDE, OUTSIDE = "203.0.113.9", "192.0.2.1"
+
+
+@pytest.mark.parametrize(
+    ("who", "what", "source", "when", "ok", "longest", "why"),
+    [
+        ("alice", "db", OUTSIDE, THURSDAY_NOON, True, 600, "by group admins"),
+        ("bob", "ssh", INSIDE, THURSDAY_NOON, False, 0, "thu 12:00 is not in"),
+        ("bob", "ssh", INSIDE, SATURDAY_3, True, 120, "by group oncall"),
+        ("bob", "ssh", "2001:db8::9", SATURDAY_3, True, 120, "oncall"),
+        ("bob", "ssh", OUTSIDE, SATURDAY_3, False, 0, "is in none of"),
+        ("bob", "ssh", INSIDE, FRIDAY_LATE, True, 120, "oncall"),
+        ("bob", "ssh", INSIDE, MONDAY_EARLY, False, 0, "mon 03:00"),
+        ("bob", "db", INSIDE, SATURDAY_3, False, 0, "has no db among its services"),
+        ("carol", "ssh", INSIDE, SATURDAY_3, True, 60, "by group admins"),
+        ("carol", "ssh", INSIDE, at("2026-12-31T23:59"), True, 60, "admins"),
+        ("carol", "ssh", INSIDE, at("2027-01-01T00:00"), False, 0, "2026-12-31 was the last day"),
+        ("dave", "db", "198.51.100.7", THURSDAY_NOON, True, 3600, "by its own"),
+        ("dave", "db", "198.51.100.8", THURSDAY_NOON, False, 0, "is in none of"),
+    ],
+)
+def test_it_decides(policy, who, what, source, when, ok, longest, why):
+    decision = policy.may(who, "services", what, source, when)
+    assert (decision.ok, decision.longest) == (ok, longest)
+    assert why in decision.why
+
+
+def test_fifty_operators_and_twenty_services_stay_readable(tmp_path):
+    """Names, not copies: one line per operator and per service, and two for their group."""
+    lines = ["version: 1", "serial: 1", "host: h", "port: 62201", "services:"]
+    lines += [f"  svc{n}: {{protocol: tcp, port: {1000 + n}}}" for n in range(20)]
+    lines += ["groups:", "  team: {services: [all]}", "operators:"]
+    lines += [f"  op{n}: {{fingerprint: '{n:040X}', groups: [team]}}" for n in range(50)]
+    file = tmp_path / "agent.yml"
+    file.write_text("\n".join(lines))
+    assert policy_file.load(file).may("op49", "services", "svc19", INSIDE, 0).ok
+
+
+def test_every_mistake_is_told_with_line_and_column(path):
+    path.write_text(
+        TEXT.replace("serial: 3", "serial: three")
+        .replace("port: 443}", "port: 443, color: red}")
+        .replace("longest: 600", "longest: 0")
+        .replace("services: [db]", "services: [dba]")
+        .replace("groups: [oncall]", "groups: [oncal]")
+    )
+    _, mistakes = policy_file.check(path)
+    told = [str(each) for each in mistakes]
+    lines = path.read_text().splitlines()
+    for words, text in (
+        ("serial", "serial:"),
+        ("services.web.color", "color"),
+        ("groups.admins.longest", "longest: 0"),
+    ):
+        [mistake] = [each for each in told if f": {words}:" in each]
+        line, column = map(int, re.search(r"line (\d+), column (\d+)", mistake).groups())
+        assert lines[line - 1][column - 1 :].startswith(text)
+    path.write_text(
+        path.read_text()
+        .replace("serial: three", "serial: 3")
+        .replace(", color: red", "")
+        .replace("longest: 0", "longest: 1")
+    )
+    _, mistakes = policy_file.check(path)
+    told = [str(each) for each in mistakes]
+    assert any("operators.dave.services.0: no service 'dba'" in each for each in told)
+    assert any("operators.bob.groups.0: no group 'oncal'" in each for each in told)
+    assert all("line" in each for each in told)
+
+
+def test_a_single_error_tells_of_the_first_and_counts_the_others(path):
+    path.write_text(TEXT.replace("serial: 3", "serial: 0").replace("port: 62201", "port: 0"))
+    with pytest.raises(PolicyError, match=r"line 2, column 1: serial: .*tells of 1 more"):
+        policy_file.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("hours: [mon-fri 18:00-07:00", "hours: [mon-fry 18:00-07:00"), "no day"),
+        (("hours: [mon-fri 18:00-07:00", "hours: [mon-fri 18:00-25:00"), "00:00 to 24:00"),
+        (("hours: [mon-fri 18:00-07:00", "hours: [always"), "days and hours such as"),
+        (("203.0.113.0/24", "203.0.113.9/24"), "not a network"),
+        (("until: 2026-12-31", "until: soon"), "not a day such as"),
+        (("Europe/Berlin", "Europe/Berlim"), "not a time zone"),
+        (("Europe/Berlin", "../../etc/passwd"), "not a time zone"),
+        (
+            (
+                "  ssh: {protocol: tcp, port: 22}",
+                "  ssh: {protocol: tcp, port: 22}\n  all: {protocol: tcp, port: 9}",
+            ),
+            "stands for every service",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_plain_words(path, change, says):
+    path.write_text(TEXT.replace(*change))
+    policy, mistakes = policy_file.check(path)
+    assert policy is None
+    assert says in str(mistakes[0])
+
+
+def test_what_is_foolish_is_warned_of(path):
+    path.write_text(
+        TEXT.replace("services: [all]", "services: [db]")
+        .replace("services: [ssh, web]", "services: [web]")
+        .replace("longest: 120", "longest: 100000")
+        .replace("groups: [admins]", "groups: []")
+    )
+    found = list(policy_file.warnings(policy_file.load(path), dt.date(2027, 6, 1)))
+    assert "services.ssh: no operator may open it: nobody could log in" in found
+    assert "operators.alice: may do nothing" in found
+    assert any("carol: the last day of its own was 2026-12-31" in each for each in found)
+    assert any("bob: leases of group oncall may last longer than a day" in each for each in found)
+    path.write_text(TEXT)
+    assert list(policy_file.warnings(policy_file.load(path), dt.date(2026, 6, 1))) == []
+
+
+def tariq(*words):
+    command = [sys.executable, "-m", "tariq", "agent", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_explain_says_yes_or_no_and_why(path):
+    told = tariq("explain", "bob", "open", "ssh", "from", INSIDE, "at", "sat 03:00", "--file", path)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("yes: by group oncall, for 120 s at most (Sat ")
+    told = tariq(
+        "explain", "bob", "open", "ssh", "from", OUTSIDE, "at", "sat 03:00", "--file", path
+    )
+    assert told.returncode == 1
+    assert told.stdout.startswith("no: group oncall: 192.0.2.1 is in none of")
+    told = tariq(
+        "explain", "bob", "open", "ssh", "at", "2026-11-30 12:00", "from", INSIDE, "--file", path
+    )
+    assert "mon 12:00 is not in" in told.stdout
+    for words in (
+        ["eve", "open", "ssh"],
+        ["bob", "open", "ssh", "at", "noon"],
+        ["bob", "open", "ssh", "by", "car"],
+        ["bob", "open", "ssh", "from", "home"],
+    ):
+        told = tariq("explain", *words, "--file", path)
+        assert told.returncode == 2, words
+        assert told.stderr.count("\n") == 1
+        assert "Traceback" not in told.stderr
+
+
+def test_check_tells_every_mistake_on_a_line_of_its_own(path):
+    path.write_text(TEXT.replace("serial: 3", "serial: 0").replace("port: 62201", "port: 0"))
+    told = tariq("check", path)
+    assert told.returncode == 9
+    assert len(told.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        (
+            "mon-fri 07:00-19:00",
+            ["2026-11-23T07:00", "2026-11-27T18:59"],
+            ["2026-11-23T06:59", "2026-11-27T19:00", "2026-11-28T12:00"],
+        ),
+        (
+            "fri 22:00-06:00",
+            ["2026-11-27T22:00", "2026-11-28T05:59"],
+            ["2026-11-27T05:00", "2026-11-28T06:00", "2026-11-28T22:30"],
+        ),
+        ("sat-mon 00:00-24:00", ["2026-11-28T00:00", "2026-11-30T23:59"], ["2026-11-27T23:59"]),
+        ("daily 12:00-12:00", ["2026-11-28T11:00", "2026-11-28T13:00"], []),
+    ],
+)
+def test_spans(text, inside, outside):
+    span = schedule.span(text)
+    assert all(span.holds(dt.datetime.fromisoformat(each)) for each in inside)
+    assert not any(span.holds(dt.datetime.fromisoformat(each)) for each in outside)
+
+
+@pytest.mark.parametrize(
+    "bad", [None, 5, "mon", "mon 7:00-8:00", "mon 07:60-08:00", "MON 07:00-08:00"]
+)
+def test_what_is_no_span(bad):
+    with pytest.raises(Wrong):
+        schedule.span(bad)
