@@ -7,7 +7,8 @@ import sys
 import zoneinfo
 
 import pytest
-from tariq.agent import policy_file, schedule
+
+from tariq.agent import identity, policy_file, schedule
 from tariq.errors import PolicyError
 from tariq.strict import Wrong
 
@@ -247,3 +248,37 @@ def test_spans(text, inside, outside):
 def test_what_is_no_span(bad):
     with pytest.raises(Wrong):
         schedule.span(bad)
+
+
+def test_keys_that_are_missing_expired_or_nobody_s_are_warned_of(tmp_path, path):
+    """Real keys: one that expired long ago, one that is in no policy, three that aren't there."""
+    home = tmp_path / "g"
+    home.mkdir(mode=0o700)
+    gpg = ["gpg", "--homedir", home, "--batch", "--quiet", "--passphrase", ""]
+    made = {}
+    try:
+        for name, more in (("alice", ["--faked-system-time", "20200101T000000!"]), ("eve", [])):
+            subprocess.run(
+                [*gpg, *more, "--quick-gen-key", name, "ed25519", "sign", "1y"],
+                check=True,
+                capture_output=True,
+            )
+            listed = subprocess.run(
+                [*gpg, "--with-colons", "--list-keys", name],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+            made[name] = re.search(r"^fpr:+([0-9A-F]+):", listed, re.MULTILINE)[1]
+            armoured = subprocess.run(
+                [*gpg, "--armor", "--export", name], check=True, capture_output=True
+            ).stdout
+            (tmp_path / "operators").mkdir(exist_ok=True)
+            (tmp_path / "operators" / f"{name}.asc").write_bytes(armoured)
+    finally:
+        subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=False)
+    path.write_text(TEXT.replace(KEY[:-2] + "1", made["alice"]))
+    found = identity.key_warnings(identity.Places(etc=tmp_path), policy_file.load(path))
+    assert "operators.alice: its key is expired" in found
+    assert "operators.bob: its key is missing" in found
+    assert any(f"key {made['eve']} is nobody's" in each for each in found)
