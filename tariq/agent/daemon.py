@@ -22,6 +22,7 @@ from tariq.agent.ledger import Ledger
 from tariq.agent.policy import Policy
 from tariq.agent.warden import Warden
 from tariq.errors import AgentError, MessageError, PolicyError
+from tariq.picture import Direction, proof
 from tariq.transport import bpf, sockets
 
 _READY_SECONDS = 20.0
@@ -37,11 +38,12 @@ class Sentinel:
         self._setup = link.Setup(rules.port, knock_key.hex()).encode()
         self._user = rules.sentry_user
         families = [socket.AF_INET, *([socket.AF_INET6] if _has_ipv6() else [])]
+        marks = proof.mark_keys(knock_key, Direction.TO_HOST, time.time())
         self._sockets = [
             sock
             for family in families
             for sock in (
-                sockets.open_sniffer(family, bpf.knocks(family, rules.port)),
+                sockets.open_sniffer(family, bpf.knocks(family, rules.port, marks)),
                 sockets.open_sender(family),
             )
         ]
@@ -146,6 +148,9 @@ def _serve(warden: Warden, sentinel: Sentinel, rules: Policy) -> None:
         log.info("%s: guarding, policy %d, knock port %d", rules.host, rules.serial, rules.port)
         _notify("READY=1")
         for knock, answer_to in sentinel.knocks():
+            if knock.number == link.REPORT:
+                log.info("sentry: %s", knock.message.decode("ascii", "replace"))
+                continue
             reply = link.Reply(knock.number, warden.answer(knock))
             with contextlib.suppress(BrokenPipeError):
                 answer_to.send(reply.encode())

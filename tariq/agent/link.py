@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from tariq.errors import MessageError
 
 MAX_FRAME = 8192
+REPORT = 0
+"""The number of a frame that is no knock but a line for the log."""
 _KNOCK = struct.Struct("!I16s")
 _REPLY = struct.Struct("!I")
 

@@ -20,15 +20,15 @@ import selectors
 import socket
 import sys
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tariq import picture
-from tariq.agent.link import MAX_FRAME, Knock, Reply, Setup
+from tariq.agent.link import MAX_FRAME, REPORT, Knock, Reply, Setup
 from tariq.errors import BudgetError, MessageError
 from tariq.picture import Direction, proof
-from tariq.transport import answer, wire
+from tariq.transport import answer, bpf, wire
 from tariq.transport.sniffer import RawSender, Sniffer
 from tariq.transport.wire import Segment
 
@@ -36,10 +36,21 @@ RETRY_SECONDS = 5.0
 """For so long the same picture from the same address gets the same answer again."""
 MAX_RETRIES = 3
 """Sockets of one client that an answer goes to."""
-MEMORY = 4096
-"""Accepted pictures that are remembered; the bucket fills it in no less than three windows."""
-RATE, BURST = 20.0, 40.0
+RATE, BURST = 5.0, 40.0
 """Pictures a second that may cost a decoding and four calls of GnuPG, and how many at once."""
+MEMORY_SECONDS = 3 * proof.WINDOW
+"""A tag is remembered for as long as any clock of ours would take it: three windows."""
+MEMORY = int(MEMORY_SECONDS * RATE + BURST) + 1
+"""Tags that the bucket lets in meanwhile, so that none is forgotten too soon."""
+FLOOD = 16
+"""Copies of one knock that are looked at before the kernel drops the others."""
+DRAIN = 64
+"""Packets that are read from one socket before the others have their turn."""
+REPORT_SECONDS = 60.0
+TICK_SECONDS = 2.0
+"""How often the clock is looked at: windows overlap by ten minutes."""
+ADDRESS_SPACE = 512 << 20
+"""Bytes; a sentry at work maps about half of it."""
 _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 38, 4  # linux/prctl.h
 
 
@@ -75,61 +86,93 @@ class Bucket:
 class Sentry:
     """Turns packets into knocks for the warden, and its replies into packets."""
 
-    def __init__(self, setup: Setup, link: socket.socket, sender: RawSender) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        link: socket.socket,
+        sender: RawSender,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._key = bytes.fromhex(setup.knock_key)
-        self._port = setup.port
+        self._port, self._clock = setup.port, clock
         self._link, self._sender = link, sender
         self._bucket = Bucket(RATE, BURST, time.monotonic)
-        self._seen: OrderedDict[str, Pending] = OrderedDict()
+        self._used: OrderedDict[str, float] = OrderedDict()
+        self._recent: OrderedDict[str, Pending] = OrderedDict()
         self._waiting: dict[int, Pending] = {}
-        self._count = 0
+        self._number = 0
+        self._window: int | None = None
+        self._copies: Counter[str] = Counter()
+        self._blocked: OrderedDict[bytes, float] = OrderedDict()
+        self.counts: Counter[str] = Counter()
+        self.tick_due = True
+        self._report_at = time.monotonic() + REPORT_SECONDS
 
     def on_packet(self, packet: bytes) -> None:
         """Look at one packet; whatever is wrong with it, the answer is silence."""
+        self.counts["looked at"] += 1
         try:
             syn = wire.parse(packet)
             if syn.dport != self._port or syn.flags != wire.SYN:
                 return
-            proof.check(syn.payload, self._key, Direction.TO_HOST, time.time())
+            proof.check(syn.payload, self._key, Direction.TO_HOST, self._clock())
             self._on_proven(syn)
         except MessageError:
-            return
+            self.counts["refused"] += 1
 
     def _on_proven(self, syn: Segment) -> None:
         """Handle a picture whose maker knew the knock key, or whose copier saw it pass."""
         tag = proof.tag_of(syn.payload)
-        known = self._seen.get(tag)
-        if known is not None:
-            self._again(known, syn)
+        if tag in self._used:
+            self._again(self._recent.get(tag), syn)
             return
         if not self._bucket.take():
+            self.counts["over the limit"] += 1
             return
-        self._count = self._count + 1 & 0xFFFFFFFF
-        until = time.monotonic() + RETRY_SECONDS
-        pending = Pending(self._count, syn.src, until, [syn])
+        self._number = self._number % 0xFFFFFFFF + 1  # never link.REPORT
+        pending = Pending(self._number, syn.src, time.monotonic() + RETRY_SECONDS, [syn])
         self._remember(tag, pending)
-        message = picture.unwrap(syn.payload, self._key, Direction.TO_HOST, time.time())
-        frame = Knock(pending.number, syn.src, message).encode()
-        try:
-            self._link.send(frame, socket.MSG_DONTWAIT)
-        except BlockingIOError:  # the warden is far behind; the client will try again
-            return
-        self._waiting[pending.number] = pending
+        message = picture.unwrap(syn.payload, self._key, Direction.TO_HOST, self._clock())
+        if self._tell(Knock(pending.number, syn.src, message)):
+            self._waiting[pending.number] = pending
+            self.counts["passed on"] += 1
 
-    def _again(self, known: Pending, syn: Segment) -> None:
+    def _tell(self, frame: Knock) -> bool:
+        """Send to the warden; where it is far behind, the client will try again."""
+        try:
+            self._link.send(frame.encode(), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _again(self, known: Pending | None, syn: Segment) -> None:
         """Answer a client's retry; a copy from elsewhere, or later, is a replay."""
-        if syn.src != known.source or time.monotonic() > known.until:
-            return
-        if len(known.asked_by) >= MAX_RETRIES:
+        retry = known is not None and syn.src == known.source and time.monotonic() <= known.until
+        if known is None or not retry or len(known.asked_by) >= MAX_RETRIES:
+            self._on_replay(syn)
             return
         known.asked_by.append(syn)
         if known.payload:
             answer.send(self._sender, syn, known.payload)
 
+    def _on_replay(self, syn: Segment) -> None:
+        """Count it, and let the kernel drop what is copied over and over."""
+        self.counts["replayed"] += 1
+        tag = proof.tag_of(syn.payload)
+        self._copies[tag] += 1
+        if self._copies[tag] == FLOOD:
+            self._blocked[proof.nonce_of(syn.payload)] = time.monotonic()
+            self._window = None  # new filters at the next look at the clock, which is now due
+            self.tick_due = True
+
     def _remember(self, tag: str, pending: Pending) -> None:
-        self._seen[tag] = pending
-        while len(self._seen) > MEMORY:
-            self._seen.popitem(last=False)
+        """Keep the tag for three windows, and the answer for as long as a client retries."""
+        now = time.monotonic()
+        self._used[tag], self._recent[tag] = now, pending
+        while len(self._used) > MEMORY or next(iter(self._used.values())) < now - MEMORY_SECONDS:
+            self._used.popitem(last=False)
+        while next(iter(self._recent.values())).until < now:
+            self._recent.popitem(last=False)
 
     def on_reply(self, reply: Reply) -> None:
         """Send the receipt to every socket that the client has asked from."""
@@ -138,22 +181,65 @@ class Sentry:
             return
         try:
             pending.payload = picture.wrap(
-                reply.message, self._key, Direction.TO_CLIENT, time.time()
+                reply.message, self._key, Direction.TO_CLIENT, self._clock()
             )
         except BudgetError:  # the warden keeps receipts small; a client sees silence
             return
         for syn in pending.asked_by:
             answer.send(self._sender, syn, pending.payload)
 
+    def on_tick(self, sniffers: Sequence[Sniffer]) -> None:
+        """Let the kernel's filters follow the clock, and report at most once a minute."""
+        self.tick_due = False
+        window = proof.window_of(self._clock())
+        if window != self._window:
+            self._renew_filters(sniffers)
+            self._window = window
+        if self.counts and time.monotonic() >= self._report_at:
+            self._report_at = time.monotonic() + REPORT_SECONDS
+            self.counts["dropped by a full buffer"] = sum(each.dropped() for each in sniffers)
+            line = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
+            self._tell(Knock(REPORT, "::", f"packets: {line}".encode()))
+            self.counts.clear()
+
+    def _renew_filters(self, sniffers: Sequence[Sniffer]) -> None:
+        """Give the kernel the marks of three windows, and the nonces that it is to drop."""
+        marks = proof.mark_keys(self._key, Direction.TO_HOST, self._clock())
+        oldest = time.monotonic() - MEMORY_SECONDS
+        while self._blocked and next(iter(self._blocked.values())) < oldest:
+            self._blocked.popitem(last=False)
+        for tag in [tag for tag in self._copies if tag not in self._used]:
+            del self._copies[tag]
+        for sniffer in sniffers:
+            blocked = list(self._blocked)
+            bpf.attach(sniffer.ins, bpf.knocks(sniffer.family, self._port, marks, blocked))
+
+
+def warm_up(setup: Setup) -> None:
+    """Load all that is loaded late, because nothing can be once ``confine`` has run."""
+    key = bytes.fromhex(setup.knock_key)
+    made = picture.wrap(b"warm", key, Direction.TO_HOST, time.time())
+    picture.unwrap(made, key, Direction.TO_HOST, time.time())
+    for here in ("192.0.2.1", "2001:db8::1"):
+        syn = Segment(here, here, 1, 1, 0, 0, wire.SYN, b"")
+        for packet in answer.packets(syn, made):
+            bytes(packet)
+
 
 def confine() -> None:
-    """Give up what is left to give up: new privileges, core dumps, files, processes."""
+    """Give up what is left to give up: new privileges, files, sockets, processes, core dumps.
+
+    No descriptor can be opened beyond those that are open, whatever kind it is of.
+    """
     if os.geteuid() == 0:
         sys.exit("tariq sentry: refuses to run as root; set sentry_user in the policy")
     libc = ctypes.CDLL(None, use_errno=True)
     for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0)):
         if libc.prctl(option, value, 0, 0, 0) != 0:
             sys.exit(f"tariq sentry: prctl {option} failed; needs Linux 3.5")
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -161,30 +247,45 @@ def confine() -> None:
 
 def serve(link: socket.socket, sniffers: list[Sniffer], sender: RawSender) -> None:
     """Run until the warden closes its end."""
-    sentry = Sentry(Setup.decode(link.recv(MAX_FRAME)), link, sender)
-    link.send(b"ready")
+    setup = Setup.decode(link.recv(MAX_FRAME))
+    warm_up(setup)
+    sentry = Sentry(setup, link, sender)
     with selectors.DefaultSelector() as selector:
         selector.register(link, selectors.EVENT_READ)
         for sniffer in sniffers:
             selector.register(sniffer.ins, selectors.EVENT_READ, sniffer)
+        confine()
+        sentry.on_tick(sniffers)
+        link.send(b"ready")
+        tick_at = time.monotonic() + TICK_SECONDS
         while True:
-            for key, _ in selector.select():
-                if key.data is None:
-                    frame = link.recv(MAX_FRAME)
-                    if not frame:
-                        return
-                    sentry.on_reply(Reply.decode(frame))
+            for key, _ in selector.select(max(0.0, tick_at - time.monotonic())):
+                if key.data is not None:
+                    _drain(key.data, sentry)
                     continue
-                packet = key.data.recv_bytes()
-                if packet is not None:
-                    sentry.on_packet(packet)
+                frame = link.recv(MAX_FRAME)
+                if not frame:
+                    return
+                sentry.on_reply(Reply.decode(frame))
+            if sentry.tick_due or time.monotonic() >= tick_at:
+                sentry.on_tick(sniffers)
+                tick_at = time.monotonic() + TICK_SECONDS
+
+
+def _drain(sniffer: Sniffer, sentry: Sentry) -> None:
+    """Read what has come in, up to a limit, so that replies aren't kept waiting."""
+    for _ in range(DRAIN):
+        packet = sniffer.recv_bytes()
+        if packet is None:
+            return
+        sentry.on_packet(packet)
 
 
 def main(descriptors: list[int]) -> None:
     """Wrap the inherited descriptors and serve."""
     link, sniffer4, sender4, *ipv6 = (socket.socket(fileno=fd) for fd in descriptors)
-    sniffers = [Sniffer(sniffer4), *(Sniffer(sock) for sock in ipv6[:1])]
-    confine()
+    sniffers = [Sniffer(sniffer4, socket.AF_INET)]
+    sniffers += [Sniffer(sock, socket.AF_INET6) for sock in ipv6[:1]]
     serve(link, sniffers, RawSender(sender4, ipv6[1] if ipv6 else None))
 
 

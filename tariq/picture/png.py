@@ -34,12 +34,14 @@ def _exif(unique_id: str) -> bytes:
 
 
 _TEMPLATE = _exif("0" * UNIQUE_ID_DIGITS)
-_EXIF_CHUNK_AT = len(SIGNATURE) + 8 + 13 + 4
-_EXIF_AT = _EXIF_CHUNK_AT + 8
+EXIF_CHUNK_AT = len(SIGNATURE) + 8 + 13 + 4
+"""Right behind IHDR."""
+_EXIF_AT = EXIF_CHUNK_AT + 8
 UNIQUE_ID_AT = _EXIF_AT + _TEMPLATE.index(b"0" * UNIQUE_ID_DIGITS)
 """Where the 32 digits stand in every payload."""
 EXIF_CRC_AT = _EXIF_AT + len(_TEMPLATE)
-_FIXED = _CHUNK.pack(len(_TEMPLATE), b"eXIf")
+EXIF_HEAD = _CHUNK.pack(len(_TEMPLATE), b"eXIf")
+"""Length and type of the eXIf chunk: the same in every payload."""
 MIN_SIZE = EXIF_CRC_AT + 4 + 12 + 12
 
 
@@ -62,7 +64,7 @@ def unique_id(payload: bytes) -> str:
     """
     if len(payload) < MIN_SIZE or not payload.startswith(SIGNATURE):
         raise MessageError("picture", "not a png")
-    if payload[_EXIF_CHUNK_AT:_EXIF_AT] != _FIXED:
+    if payload[EXIF_CHUNK_AT:_EXIF_AT] != EXIF_HEAD:
         raise MessageError("picture", "no unique id in its place")
     digits = payload[UNIQUE_ID_AT : UNIQUE_ID_AT + UNIQUE_ID_DIGITS]
     if digits.strip(b"0123456789abcdef"):
@@ -84,7 +86,7 @@ def has_exif_crc(payload: bytes) -> bool:
 
 
 def _exif_crc(payload: bytes | bytearray) -> bytes:
-    return zlib.crc32(payload[_EXIF_CHUNK_AT + 4 : EXIF_CRC_AT]).to_bytes(4, "big")
+    return zlib.crc32(payload[EXIF_CHUNK_AT + 4 : EXIF_CRC_AT]).to_bytes(4, "big")
 
 
 def read(payload: bytes) -> Image.Image:

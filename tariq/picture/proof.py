@@ -59,6 +59,11 @@ def tag_of(payload: bytes) -> str:
     return png.unique_id(payload)[_TAG_AT:]
 
 
+def nonce_of(payload: bytes) -> bytes:
+    """Return the nonce: what names a picture to a kernel filter."""
+    return bytes.fromhex(png.unique_id(payload)[:_MARK_AT])
+
+
 def window_of(now: float) -> int:
     """Return the number of the window that a time is in."""
     return int(now) // WINDOW
@@ -68,6 +73,11 @@ def windows(now: float) -> Iterator[int]:
     """Return the windows whose proofs count now, the likeliest first."""
     this = window_of(now)
     yield from (this, this - 1, this + 1)
+
+
+def mark_keys(knock_key: bytes, direction: int, now: float) -> list[bytes]:
+    """Return the keys of the marks that count now: what a kernel filter needs to know."""
+    return [_keys(knock_key, direction, window)[0] for window in windows(now)]
 
 
 def _keys(knock_key: bytes, direction: int, window: int) -> tuple[bytes, bytes]:

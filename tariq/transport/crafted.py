@@ -38,7 +38,7 @@ class Crafted:
         if source is None:
             raise NoAnswer(Fate.UNREACHABLE)
         sport = random.SystemRandom().choice(_PORTS)
-        sniffer = Sniffer(sockets.open_sniffer(family, bpf.answers(family, port, sport)))
+        sniffer = Sniffer(sockets.open_sniffer(family, bpf.answers(family, port, sport)), family)
         with sniffer.ins, sockets.open_sender(family) as out:
             sender = RawSender(out, out)
             sender.send(_syn(source, address, sport, port, payload))

@@ -7,11 +7,14 @@ privilege.
 from __future__ import annotations
 
 import socket
+import struct
 
 from scapy.packet import Packet
 from scapy.supersocket import SuperSocket
 
 from tariq.transport import wire
+
+_SOL_PACKET, _PACKET_STATISTICS = 263, 6  # linux/socket.h, linux/if_packet.h
 
 
 class Sniffer(SuperSocket):
@@ -19,9 +22,14 @@ class Sniffer(SuperSocket):
 
     desc = "read ip packets from a filtered packet socket"
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.ins = sock
+    def __init__(self, sock: socket.socket, family: int) -> None:
+        self.ins, self.family = sock, family
         self.outs = None
+
+    def dropped(self) -> int:
+        """Return how many packets the kernel has dropped since the last call, for want of room."""
+        counts = self.ins.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
+        return int(struct.unpack("II", counts)[1])
 
     def recv_bytes(self) -> bytes | None:
         """Return one packet's bytes, undissected, or None when there is none waiting."""
