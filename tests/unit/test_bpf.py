@@ -1,4 +1,4 @@
-"""The kernel's filter, run by an interpreter of classic BPF (the kernel's networking/filter.rst)."""
+"""The kernel's filter, run by an interpreter of classic BPF (networking/filter.rst)."""
 # ruff: noqa: B023 - the interpreter's lambdas run at once
 
 import os

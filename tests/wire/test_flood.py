@@ -2,12 +2,22 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from lab import PORT, REPO, Recorder, eventually
+
+from tariq import picture
+from tariq.agent.link import Setup, pair
+from tariq.agent.sentry import Sentry
+from tariq.picture import Direction, proof
+from tariq.transport import bpf, sockets
+from tariq.transport.base import NoAnswer
+from tariq.transport.fastopen import FastOpen
+from tariq.transport.sniffer import Sniffer
 
 KINDS = ("marked-like", "replays", "syns")
 
@@ -61,14 +71,6 @@ def test_the_sentry_can_open_nothing_more(world):
 
 def test_filters_follow_the_clock_without_a_gap(world):
     """The kernel holds three windows at any time; the sentry renews them as they roll over."""
-    import socket
-
-    from tariq.agent.link import Setup, pair
-    from tariq.agent.sentry import Sentry
-    from tariq.picture import Direction, proof
-    from tariq.transport import bpf, sockets
-    from tariq.transport.sniffer import Sniffer
-
     now = [1_800_000_000.0]
     key = os.urandom(32)
     with world.net.host.entered():
@@ -83,10 +85,6 @@ def test_filters_follow_the_clock_without_a_gap(world):
         sentry.on_tick([sniffer])
 
         def passes(stamped: float) -> bool:
-            from tariq import picture
-            from tariq.transport.base import NoAnswer
-            from tariq.transport.fastopen import FastOpen
-
             payload = picture.wrap(b"words", key, Direction.TO_HOST, stamped)
             with world.net.client.entered(), contextlib.suppress(NoAnswer):
                 FastOpen().exchange(world.address(), 7, payload, 0.2)
