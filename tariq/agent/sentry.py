@@ -23,6 +23,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tariq import picture
 from tariq.agent.link import MAX_FRAME, REPORT, Knock, Reply, Setup
@@ -49,8 +50,8 @@ DRAIN = 64
 REPORT_SECONDS = 60.0
 TICK_SECONDS = 2.0
 """How often the clock is looked at: windows overlap by ten minutes."""
-ADDRESS_SPACE = 512 << 20
-"""Bytes; a sentry at work maps about half of it."""
+ROOM = 128 << 20
+"""Bytes that it may map beyond what it has mapped when it is ready."""
 _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 38, 4  # linux/prctl.h
 
 
@@ -237,9 +238,11 @@ def confine() -> None:
     for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0)):
         if libc.prctl(option, value, 0, 0, 0) != 0:
             sys.exit(f"tariq sentry: prctl {option} failed; needs Linux 3.5")
+    pages = int(Path("/proc/self/statm").read_text().split()[0])  # proc(5): total size
+    space = pages * resource.getpagesize() + ROOM
+    resource.setrlimit(resource.RLIMIT_AS, (space, space))
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
