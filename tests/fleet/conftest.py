@@ -19,12 +19,6 @@ INVENTORY = REPO / "inventories" / "fleet" / "hosts.yml"
 HOSTS = ("web1", "web2", "web3")
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.fleet)
-
-
 @dataclass
 class Fleet:
     """The hosts, and the controller's view of them."""

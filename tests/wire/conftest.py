@@ -8,14 +8,6 @@ from pathlib import Path
 import pytest
 from lab import AgentHost, Forger, Network, Operator, Recorder, Server, reachable_python, scratch
 
-HERE = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.wire)
-
 
 @dataclass
 class World:
