@@ -143,7 +143,8 @@ class Receipt:
             "seen": self.seen,
             "policy": self.policy,
         }
-        optional = {"leases": dict(self.leases), "detail": self.detail}
+        detail = "".join(char if char.isprintable() else " " for char in self.detail)
+        optional = {"leases": dict(self.leases), "detail": detail}
         obj |= {name: value for name, value in optional.items() if value}
         obj |= {} if self.exit is None else {"exit": self.exit}
         obj |= {} if self.out is None else {"out": self.out}
@@ -327,7 +328,20 @@ def _text(limit: int) -> Callable[[Any], str]:
     def check(value: Any) -> str:  # noqa: ANN401
         if type(value) is not str or len(value) > limit:
             _refuse("json", f"not a text of up to {limit} characters")
+        if any(0xD800 <= ord(char) <= 0xDFFF for char in value):  # JSON can escape half a pair
+            _refuse("json", "half a character")
         return value
+
+    return check
+
+
+def _line(limit: int) -> Callable[[Any], str]:
+    """Return a check of one line that a terminal may show: a host may lie in colours."""
+
+    def check(value: Any) -> str:  # noqa: ANN401
+        if not _text(limit)(value).isprintable():
+            _refuse("json", "not one printable line")
+        return str(value)
 
     return check
 
@@ -361,9 +375,12 @@ def _flag(value: Any) -> bool:  # noqa: ANN401
 
 def _address(value: Any) -> str:  # noqa: ANN401
     try:
-        return str(ipaddress.ip_address(_text(64)(value)))
+        address = ipaddress.ip_address(_text(64)(value))
     except ValueError as why:
         raise MessageError("json", "not an address") from why
+    if "%" in str(address):  # a zone may hold any text (RFC 4007, 11), and means nothing elsewhere
+        _refuse("json", "an address with a zone")
+    return str(address)
 
 
 def _one_of(kind: type[StrEnum]) -> Callable[[Any], StrEnum]:
@@ -398,5 +415,5 @@ _RECEIPT_FIELDS: dict[str, Callable[[Any], Any]] = {
     "leases": _map(_TIME),
     "exit": _whole(-255, 255),
     "out": _text(MAX_JSON),
-    "detail": _text(200),
+    "detail": _line(200),
 }

@@ -20,6 +20,18 @@ from tariq.message import NAME
 Check = Callable[[Any], Any]
 
 
+# PyYAML lets these out of tags on values that don't fit them: "!!bool x", "!!timestamp x"
+_CAUSES = (
+    yaml.YAMLError,
+    ValueError,
+    RecursionError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+)
+
+
 class Wrong(Exception):
     """Values that can't be used: ``where`` in the file and why; ``all`` has every one."""
 
@@ -79,7 +91,7 @@ def parse(text: str, name: str, error: type[TariqError]) -> Any:  # noqa: ANN401
         mark = why.problem_mark
         where = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
         raise error(where, why.problem or "not yaml", "mend the line") from why
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as why:
+    except _CAUSES as why:
         raise error(name, "not yaml", "mend the file") from why
 
 

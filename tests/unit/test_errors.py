@@ -128,7 +128,17 @@ def test_a_card_that_can_not_be_used(place, change, says):
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [", "\x00", "- 1", "", "a: 1\na: 1", "!!python/object:os.system {}"]
+    "text",
+    [
+        "a: [",
+        "\x00",
+        "- 1",
+        "",
+        "a: 1\na: 1",
+        "!!python/object:os.system {}",
+        "a: !!bool x",
+        "a: !!timestamp x",
+    ],
 )
 def test_a_card_that_is_not_a_card(place, text):
     (place / "cards" / "web1.yml").write_text(text)

@@ -40,7 +40,7 @@ RECEIPTS = st.builds(
     leases=st.dictionaries(NAMES, st.integers(0, 1 << 40), max_size=4),
     exit=st.none() | st.integers(-255, 255),
     out=st.none() | st.text(max_size=50),
-    detail=st.text(max_size=50),
+    detail=st.text(max_size=50).map(lambda text: "".join(filter(str.isprintable, text))),
 )
 
 
@@ -161,3 +161,37 @@ def test_a_cut_bundle_is_refused_at_every_length():
     for length in range(len(whole)):
         with pytest.raises(MessageError):
             Bundle.decode(whole[:length])
+
+
+RECEIPT = {
+    "v": 1,
+    "re": "AAECAwQFBgcICQoLDA0ODw",
+    "t": 1_800_000_000,
+    "ok": False,
+    "code": "failed",
+    "seen": "192.0.2.1",
+    "policy": 1,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"detail": "\x1b[31mall is well"},
+        {"detail": "two\nlines"},
+        {"detail": "half \ud83d"},
+        {"out": "half \ud83d"},
+        {"seen": "fe80::1%\x1b[31m"},
+    ],
+    ids=["terminal code", "two lines", "half a character", "half of output", "zone"],
+)
+def test_a_host_that_lies_can_not_write_to_the_terminal(change):
+    """What a table shows is one printable line, whatever a host signs."""
+    assert Receipt.decode(json.dumps(RECEIPT).encode())
+    with pytest.raises(MessageError):
+        Receipt.decode(json.dumps(RECEIPT | change).encode())
+
+
+def test_what_a_host_says_by_mistake_is_made_printable():
+    receipt = Receipt(b"r" * 16, 1, False, Code.FAILED, "192.0.2.1", 1, detail="a\nb\tc")
+    assert Receipt.decode(receipt.encode()).detail == "a b c"
