@@ -22,7 +22,6 @@ from tariq.agent.ledger import Ledger
 from tariq.agent.policy import Policy
 from tariq.agent.warden import Warden
 from tariq.errors import AgentError, MessageError, PolicyError
-from tariq.picture import Direction, proof
 from tariq.transport import bpf, sockets
 
 _READY_SECONDS = 20.0
@@ -38,12 +37,11 @@ class Sentinel:
         self._setup = link.Setup(rules.port, knock_key.hex()).encode()
         self._user = rules.sentry_user
         families = [socket.AF_INET, *([socket.AF_INET6] if _has_ipv6() else [])]
-        marks = proof.mark_keys(knock_key, Direction.TO_HOST, time.time())
         self._sockets = [
             sock
             for family in families
             for sock in (
-                sockets.open_sniffer(family, bpf.knocks(family, rules.port, marks)),
+                sockets.open_sniffer(family, bpf.unkeyed(family, rules.port)),
                 sockets.open_sender(family),
             )
         ]

@@ -14,6 +14,7 @@ The arguments are file descriptors. It ends when the warden's end of the link cl
 from __future__ import annotations
 
 import ctypes
+import encodings.idna  # noqa: F401 - sendto() may load it, when no file can be opened any more
 import os
 import resource
 import selectors
@@ -213,7 +214,9 @@ class Sentry:
             del self._copies[tag]
         for sniffer in sniffers:
             blocked = list(self._blocked)
-            bpf.attach(sniffer.ins, bpf.knocks(sniffer.family, self._port, marks, blocked))
+            keyed = bpf.knocks(sniffer.family, self._port, marks, blocked)
+            if not bpf.replace(sniffer.ins, keyed, bpf.unkeyed(sniffer.family, self._port)):
+                self.counts["filters without room for the mark (net.core.optmem_max)"] += 1
 
 
 def warm_up(setup: Setup) -> None:

@@ -14,6 +14,7 @@ sockets without link headers or of keyed hashes.
 from __future__ import annotations
 
 import ctypes
+import errno
 import socket
 import struct
 from collections.abc import Sequence
@@ -84,6 +85,13 @@ def knocks(
     for key in mark_keys:
         code += _marked_under(key)
     return _assemble([*code, Op(_RET, DROP)])
+
+
+def unkeyed(family: int, port: int) -> bytes:
+    """Return the agent's program without its mark: short, and passes what looks like a knock."""
+    return _assemble(
+        [Op(_ST, _PAYLOAD_AT), *_whole_tcp(family), *_knock_part(port), Op(_RET, PASS)]
+    )
 
 
 def answers(family: int, sport: int, dport: int) -> bytes:
@@ -308,3 +316,19 @@ def attach(sock: socket.socket, code: bytes) -> None:
     array = ctypes.create_string_buffer(code, len(code))
     fprog = struct.pack("HP", len(code) // 8, ctypes.addressof(array))
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
+
+
+def replace(sock: socket.socket, code: bytes, meanwhile: bytes) -> bool:
+    """Attach a long program by way of a short one; return False if only that fits.
+
+    The kernel charges old and new together to net.core.optmem_max, which is 20,480 bytes
+    before Linux 6.7: two long ones don't fit (ENOMEM).
+    """
+    attach(sock, meanwhile)
+    try:
+        attach(sock, code)
+    except OSError as why:
+        if why.errno != errno.ENOMEM:
+            raise
+        return False
+    return True

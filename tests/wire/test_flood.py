@@ -99,3 +99,36 @@ def test_filters_follow_the_clock_without_a_gap(world):
         assert passes(now[0])
         assert not passes(ahead - proof.WINDOW), "and the old windows are gone"
     assert eventually(lambda: world.knock("-4", "--for", "1s", check=False).returncode == 0)
+
+
+@pytest.mark.parametrize("room", [20_480, 8_192])
+def test_a_kernel_with_little_room_for_filters_still_answers(world, room):
+    """20,480 bytes is what Linux before 6.7 allows; with less, the sentry alone checks the mark."""
+    setting = "net.core.optmem_max"
+    before = world.net.host.run("sysctl", "-n", setting).stdout.strip()
+    world.host.stop()
+    try:
+        world.net.host.run("sysctl", "-w", f"{setting}={room}")
+        world.host.start()
+        for version in (4, 6):
+            assert world.knock(f"-{version}", "--for", "1s", check=False).returncode == 0
+    finally:
+        world.host.stop()
+        world.net.host.run("sysctl", "-w", f"{setting}={before}")
+        world.host.start()
+
+
+def test_filters_are_replaced_where_two_do_not_fit(world):
+    setting = "net.core.optmem_max"
+    before = world.net.host.run("sysctl", "-n", setting).stdout.strip()
+    keys = [os.urandom(8) for _ in range(3)]
+    try:
+        world.net.host.run("sysctl", "-w", f"{setting}=20480")
+        for family in (socket.AF_INET, socket.AF_INET6):
+            plain, keyed = bpf.unkeyed(family, 7), bpf.knocks(family, 7, keys)
+            with world.net.host.entered():
+                sock = sockets.open_sniffer(family, plain)
+            with sock:
+                assert all(bpf.replace(sock, keyed, plain) for _ in range(3))
+    finally:
+        world.net.host.run("sysctl", "-w", f"{setting}={before}")
