@@ -44,7 +44,7 @@ def parse(packet: bytes) -> Segment:
             return _ipv4(packet)
         if version == 6:
             return _ipv6(packet)
-    except (struct.error, IndexError) as why:
+    except (struct.error, IndexError, ValueError) as why:  # ValueError: half an address
         raise MessageError("packet", "cut short") from why
     raise MessageError("packet", "neither ipv4 nor ipv6")
 
