@@ -1,14 +1,22 @@
 # Everything here is safe to run again. `make help` says what there is.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test unit wire fleet-test molecule lint format clean distclean
+.PHONY: help setup demo test unit wire hostile fleet-test lockout lifecycle guide molecule faults bench bench-long lint format clean distclean
 
 BIN := .venv/bin
 # More arguments: make test ARGS='-k replay -x'
 ARGS ?=
+# How long each of the three fuzzers runs: make fuzz SECONDS=3600
+SECONDS ?= 300
 PYTEST := $(BIN)/python -m pytest
+# Two processes: what the fleet's tests mostly do is wait. They begin, for they take longest.
+SHARED := -n 2 --no-loadscope-reorder
 # Real packets, namespaces and hosts need root. tools/as-root asks for it when it is missing.
 ROOT := tools/as-root
+
+# What make hostile runs.
+HOSTILE := tests/hostile tests/fuzz tests/property $(addprefix tests/wire/test_,hostile.py silence.py meaning.py endings.py look.py) \
+  $(addprefix tests/unit/test_,openpgp.py picture.py message.py wire.py)
 
 help: ## show this
 	@printf 'make TARGET\n\n'
@@ -23,7 +31,7 @@ demo: ## three hosts, deploy, knock, watch the door open and close (KEEP=1 leave
 
 test: ## every test (root: real packets and real hosts)
 	@tools/setup client test fleet
-	$(ROOT) $(PYTEST) $(ARGS)
+	$(ROOT) $(PYTEST) $(SHARED) $(ARGS)
 
 unit: ## the tests that need no root
 	@tools/setup client lint
@@ -33,13 +41,58 @@ wire: ## the tests in network namespaces
 	@tools/setup client test
 	$(ROOT) $(PYTEST) -m wire $(ARGS)
 
+hostile: ## all that strangers, card holders and lying hosts may send: docs/hostile.md
+	@tools/setup client test
+	$(ROOT) $(PYTEST) $(HOSTILE) $(ARGS)
+
+.PHONY: firewall
+firewall: ## leases and the guard, every test on every firewall backend
+	@tools/setup client test
+	$(ROOT) env FIREWALLS='nftables iptables-nft iptables-legacy' $(PYTEST) tests/wire/test_firewall.py $(ARGS)
+
+.PHONY: fuzz
+fuzz: ## fuzz sentry, warden and what GnuPG says, SECONDS each (300); finds are left in .fuzz/
+	@tools/setup client test
+	$(BIN)/python tests/fuzz/campaign.py $(SECONDS)
+
+.PHONY: kernel
+kernel: ## links that this machine's kernel may lack (VLAN, GRE, PPP), under User-mode Linux
+	@tools/setup client test kernel
+	PYTEST_ADDOPTS=--color=no $(ROOT) tools/other-kernel $(BIN)/python -m pytest -p no:cacheprovider tests/wire/test_interfaces.py $(ARGS)
+
 fleet-test: ## the tests on the three hosts
 	@tools/setup client test fleet
 	$(ROOT) $(PYTEST) -m fleet $(ARGS)
 
-molecule: ## the role on three fresh hosts: converge, idempotence, verify
+lockout: ## sabotage on a guarded host: whatever breaks, its ssh must answer again
+	@tools/setup client test fleet
+	$(ROOT) $(PYTEST) tests/fleet/test_lockout.py $(ARGS)
+
+lifecycle: ## hosts change their keys; a deployment is killed at every task (50 minutes)
+	@tools/setup client test fleet
+	$(ROOT) $(PYTEST) tests/fleet/lifecycle.py $(ARGS)
+
+guide: ## docs/fleet.md, command by command, on three fresh hosts
+	@tools/setup client test fleet
+	$(ROOT) $(PYTEST) tests/fleet/guide.py $(ARGS)
+
+molecule: ## the role's scenarios on three fresh hosts each (one: ARGS='-s trixie')
 	@tools/setup client fleet
-	$(ROOT) molecule test $(ARGS)
+	$(ROOT) molecule test $(or $(ARGS),--all)
+
+faults: ## kill -9 at every step, full disk, broken gpg, jumping clocks
+	@tools/setup client test
+	TARIQ_FAULTS=all $(ROOT) $(PYTEST) tests/wire/test_faults.py $(ARGS)
+
+bench: ## floods, beside fwknopd where it is installed, and what a knock costs, in short
+	@tools/setup client test
+	$(ROOT) $(BIN)/python bench/flood.py --short $(ARGS)
+	$(ROOT) $(BIN)/python bench/speed.py --short
+
+bench-long: ## the same at three rates with 20 knocks each, and two hundred hosts
+	@tools/setup client test
+	$(ROOT) $(BIN)/python bench/flood.py $(ARGS)
+	$(ROOT) $(BIN)/python bench/speed.py --hosts 200
 
 lint: ## ruff, mypy, ansible-lint, yamllint
 	@tools/setup lint
@@ -47,6 +100,7 @@ lint: ## ruff, mypy, ansible-lint, yamllint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy tools/wheelhouse.py tools/role_readme.py
+	$(BIN)/mypy --explicit-package-bases plugins
 	$(BIN)/python tools/role_readme.py --check
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/yamllint .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --offline -q
@@ -58,7 +112,7 @@ format: ## put the Python code into ruff's format
 
 clean: ## take fleets down, remove what tests and checkers left
 	@for d in .fleet/*/; do [ ! -d "$$d" ] || FLEET_NAME=$$(basename "$$d") tools/fleet down; done
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .ansible .wheelhouse dist build
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .ansible .wheelhouse .fuzz dist build
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove the hosts' image and .venv

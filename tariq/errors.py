@@ -111,8 +111,24 @@ class FirewallError(AgentError):
     status = 15
 
 
+class RevokedError(TariqError):
+    """A host that still trusts a key that was revoked."""
+
+    status = 16
+
+
+class AuditError(TariqError):
+    """An audit trail that doesn't verify or can't be read."""
+
+    status = 17
+
+
 class MessageError(TariqError):
     """Bytes from the wire that aren't what they claim to be.
 
-    Never shown by the agent, which answers such bytes with silence.
+    Never shown by the agent, which answers such bytes with silence. ``thing`` is the
+    layer that refused them, in the order in which they are peeled: ``packet``,
+    ``proof``, ``picture``, ``text``, ``frame`` (between sentry and warden),
+    ``openpgp``, ``bundle``, ``signature``, ``json``, ``host``, ``ledger``, and
+    ``receipt`` on the client.
     """

@@ -20,9 +20,9 @@ import re
 import secrets
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from tariq.errors import MessageError
 
@@ -34,9 +34,12 @@ MAX_DEPTH = 6
 MAX_BATCH = 1 << MAX_DEPTH
 """Requests that one signature serves: what a path of six hashes reaches."""
 MAX_SECONDS = 86_400 * 366
+MAX_VALUE = 256
+"""Characters of a value of a task's parameter."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}", re.ASCII)
 """What services, tasks and operators may be called."""
 
+_LABEL = re.compile(r"[0-9a-f]{8}", re.ASCII)
 _HASH_BYTES = 16
 _SIGNED_PREFIX = b"tariq batch v1\n"
 """Keeps a signature of a batch from being one of anything else."""
@@ -68,13 +71,37 @@ class Code(StrEnum):
     BUSY = "busy"
 
 
+class State(StrEnum):
+    """How a task's run stands: ``killed`` when its time was over, ``lost`` if nobody knows."""
+
+    RUNNING = "running"
+    ENDED = "ended"
+    KILLED = "killed"
+    LOST = "lost"
+
+
+class TaskRun(NamedTuple):
+    """One line about a run: its label, the task, how it stands, and its exit status if known."""
+
+    label: str
+    name: str
+    state: State
+    exit: int | None = None
+
+
+def label(id_: bytes) -> str:
+    """Return what a request's run is called: a hash, because receipts are sealed under the id."""
+    return hashlib.sha256(b"tariq run" + id_).hexdigest()[:8]
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One operator's wish, for one host.
 
     ``id`` 16 random bytes · ``t`` Unix seconds · ``to`` the first 16 bytes of the
     host key's fingerprint · ``what`` names of services, or the one task ·
-    ``seconds`` the lease asked for · ``src`` the client's address as it believes it.
+    ``seconds`` the lease asked for · ``src`` the client's address as it believes it ·
+    ``cut`` connections on closed leases are to end too.
     """
 
     to: bytes
@@ -84,6 +111,7 @@ class Request:
     args: Mapping[str, str] = field(default_factory=dict)
     seconds: int | None = None
     src: str | None = None
+    cut: bool = False
     id: bytes = field(default_factory=lambda: secrets.token_bytes(ID_BYTES))
 
     def encode(self) -> bytes:
@@ -99,6 +127,7 @@ class Request:
         obj |= {name: value for name, value in optional.items() if value}
         obj |= {} if self.seconds is None else {"for": self.seconds}
         obj |= {} if self.src is None else {"src": self.src}
+        obj |= {"cut": True} if self.cut else {}
         return _dump(obj)
 
     @classmethod
@@ -114,12 +143,19 @@ class Request:
             args=obj.get("args", {}),
             seconds=obj.get("for"),
             src=obj.get("src"),
+            cut=obj.get("cut", False),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A host's answer to the request ``re``; ``t`` and ``leases`` are Unix seconds."""
+    """A host's answer to the request ``re``; ``t`` and ``leases`` are Unix seconds.
+
+    ``keys`` tells which operators' keys the host trusts: ``openpgp.keys_digest`` of them.
+    Of a task: ``task`` is the run's label, ``exit`` its status (negative: by a signal),
+    ``out`` the start of its output, ``size`` how many bytes of that the host keeps and
+    ``sum`` the first 16 bytes of their SHA-256. ``tasks``: the operator's last runs.
+    """
 
     re: bytes
     t: int
@@ -128,8 +164,14 @@ class Receipt:
     seen: str
     policy: int
     leases: Mapping[str, int] = field(default_factory=dict)
+    keys: bytes | None = None
     exit: int | None = None
     out: str | None = None
+    task: str | None = None
+    state: State | None = None
+    size: int | None = None
+    sum: bytes | None = None
+    tasks: tuple[TaskRun, ...] = ()
     detail: str = ""
 
     def encode(self) -> bytes:
@@ -146,9 +188,24 @@ class Receipt:
         detail = "".join(char if char.isprintable() else " " for char in self.detail)
         optional = {"leases": dict(self.leases), "detail": detail}
         obj |= {name: value for name, value in optional.items() if value}
+        obj |= {} if self.keys is None else {"keys": to_b64(self.keys)}
         obj |= {} if self.exit is None else {"exit": self.exit}
-        obj |= {} if self.out is None else {"out": self.out}
+        of_task = {"out": self.out, "task": self.task, "state": self.state, "size": self.size}
+        obj |= {name: value for name, value in of_task.items() if value is not None}
+        obj |= {} if self.sum is None else {"sum": to_b64(self.sum)}
+        obj |= {"tasks": [list(each) for each in self.tasks]} if self.tasks else {}
         return _dump(obj)
+
+    def fitted(self, room: int) -> Receipt:
+        """Return what of it takes ``room`` bytes: fewer runs first, then less text."""
+        over = len(self.encode()) - room
+        if over <= 0 or not (self.tasks or self.out or self.detail):
+            return self
+        if self.tasks:
+            return replace(self, tasks=self.tasks[:-1]).fitted(room)
+        if self.out:
+            return replace(self, out=_shorter(self.out, over)).fitted(room)
+        return replace(self, detail=_shorter(self.detail, over)).fitted(room)
 
     @classmethod
     def decode(cls, raw: bytes) -> Receipt:
@@ -157,6 +214,14 @@ class Receipt:
         obj = _load(raw, _RECEIPT_FIELDS, required=required)
         del obj["v"]
         return cls(**obj)
+
+
+def _shorter(text: str, by: int) -> str:
+    """Cut a text by at least one character, and by so many bytes of JSON."""
+    while by > 0 and text:
+        by -= len(_dump({"": text[-1]})) - len(_dump({"": ""}))
+        text = text[:-1]
+    return text
 
 
 # --- Merkle batches -----------------------------------------------------------------
@@ -392,6 +457,27 @@ def _one_of(kind: type[StrEnum]) -> Callable[[Any], StrEnum]:
     return check
 
 
+def _label(value: Any) -> str:  # noqa: ANN401
+    if type(value) is not str or not _LABEL.fullmatch(value):
+        _refuse("json", "not a label of a run")
+    return value
+
+
+def _runs(value: Any) -> tuple[TaskRun, ...]:  # noqa: ANN401
+    if type(value) is not list or len(value) > 32:
+        _refuse("json", "not a list of runs")
+    return tuple(_run(each) for each in value)
+
+
+def _run(value: Any) -> TaskRun:  # noqa: ANN401
+    if type(value) is not list or len(value) != 4:
+        _refuse("json", "not a run")
+    name, task, state, status = value
+    checked = None if status is None else _EXIT(status)
+    return TaskRun(_label(name), _name(task), State(_one_of(State)(state)), checked)
+
+
+_EXIT = _whole(-255, 255)
 _TIME = _whole(0, 1 << 40)
 _REQUEST_FIELDS: dict[str, Callable[[Any], Any]] = {
     "v": _whole(VERSION, VERSION),
@@ -400,9 +486,10 @@ _REQUEST_FIELDS: dict[str, Callable[[Any], Any]] = {
     "to": _b64,
     "do": _one_of(Action),
     "what": _names,
-    "args": _map(_text(256)),
+    "args": _map(_text(MAX_VALUE)),
     "for": _whole(1, MAX_SECONDS),
     "src": _address,
+    "cut": _flag,
 }
 _RECEIPT_FIELDS: dict[str, Callable[[Any], Any]] = {
     "v": _whole(VERSION, VERSION),
@@ -413,7 +500,13 @@ _RECEIPT_FIELDS: dict[str, Callable[[Any], Any]] = {
     "seen": _address,
     "policy": _whole(1, 1 << 31),
     "leases": _map(_TIME),
-    "exit": _whole(-255, 255),
+    "keys": _b64,
+    "exit": _EXIT,
     "out": _text(MAX_JSON),
+    "task": _label,
+    "state": _one_of(State),
+    "size": _whole(0, 1 << 40),
+    "sum": _b64,
+    "tasks": _runs,
     "detail": _line(200),
 }

@@ -9,19 +9,26 @@ Four roles, each with a private GnuPG home of its own kind:
 - ``OperatorRing`` verifies operators' signatures (agent).
 
 python-gnupg reports success in places where nothing was proved: a missing
-``sign=`` key makes GnuPG sign with another one, and an unsigned message decrypts
-with ``ok``. So keys are always named with ``--local-user``, and a signature counts
-only if it is ``valid``, alone, and by exactly the expected fingerprint.
+``sign=`` key makes GnuPG sign with another one, an unsigned message decrypts with
+``ok``, and so does one that GnuPG itself calls bad by its exit status. So keys are
+always named with ``--local-user``, and what was received is judged by GnuPG's exit
+status and its own status lines (doc/DETAILS): one literal in one layer of encryption,
+and a signature only if it is good, alone, of bytes, and by exactly the expected key.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
 import os
 import shutil
+import subprocess
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +38,8 @@ from tariq.errors import AgentError, CardError, KeyUnusableError, MessageError, 
 
 MAX_PLAINTEXT = 4096
 """Bytes that a decryption may give: a bomb ends there (gpg(1), --max-output)."""
+GPG_SECONDS = 10.0
+"""For so long one call of GnuPG may take; a call takes some 15 ms, unless its agent is stuck."""
 
 _KEY = """\
 Key-Type: eddsa
@@ -54,24 +63,83 @@ def short(fingerprint: str) -> bytes:
     return bytes.fromhex(fingerprint)[:16]
 
 
+def keys_digest(fingerprints: Iterable[str]) -> bytes:
+    """Return what stands for a set of keys in a receipt: 16 bytes of SHA-256 over them, sorted."""
+    text = "\n".join(sorted(set(fingerprints)))
+    return hashlib.sha256(text.encode("ascii")).digest()[:16]
+
+
 def private_dir(path: Path) -> Path:
     """Make a directory that only its owner can enter (gpg demands it), and return it."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
 
 
-def _open_home(home: Path, *options: str) -> gnupg.GPG:
+class _Gpg(gnupg.GPG):  # type: ignore[misc]  # python-gnupg is untyped
+    """python-gnupg with a time limit for each call, and with our errors.
+
+    A ``patient`` one has none: a human types a passphrase or touches a token meanwhile.
+    Raises NoGpgError where GnuPG can't be run, gives no answer or breaks off.
+    """
+
+    def __init__(self, *, patient: bool, **settings: object) -> None:
+        self._patient = patient
+        super().__init__(**settings)
+
+    def _open_subprocess(self, *args: Any, **more: Any) -> Any:  # noqa: ANN401
+        try:
+            return super()._open_subprocess(*args, **more)
+        except OSError as why:
+            hint = "install gnupg (apt install gnupg)"
+            raise NoGpgError("gpg", f"doesn't run: {why.strerror}", hint) from why
+
+    def _collect_output(self, process: subprocess.Popen[bytes], *args: Any, **more: Any) -> int:  # noqa: ANN401
+        """Wait for GnuPG to end; python-gnupg does so for every call, and for ever."""
+        struck = threading.Event()
+
+        def strike() -> None:
+            struck.set()
+            process.kill()
+
+        timer = threading.Timer(GPG_SECONDS, strike)
+        if not self._patient:
+            timer.start()
+        try:
+            status: int = super()._collect_output(process, *args, **more)
+        finally:
+            timer.cancel()
+        if struck.is_set():
+            hint = "end its agent, if that hangs: gpgconf --kill gpg-agent"
+            raise NoGpgError("gpg", f"gave no answer within {GPG_SECONDS:g} s", hint)
+        if status < 0:
+            raise NoGpgError("gpg", f"was ended by signal {-status}", "see the machine's log")
+        return status
+
+    def _handle_io(self, *args: Any, **more: Any) -> Any:  # noqa: ANN401
+        try:
+            return super()._handle_io(*args, **more)
+        except OSError as why:  # it ended before it had read all
+            raise NoGpgError("gpg", f"broke off: {why.strerror}", "try it by hand") from why
+
+    def _read_response(self, stream: Any, result: Any) -> None:  # noqa: ANN401
+        """Read status lines in a thread of its own, whose errors nobody would see."""
+        result.stderr = ""
+        try:
+            super()._read_response(stream, result)
+        except ValueError:  # a line that python-gnupg can't take apart: nothing is proved
+            stream.read()
+
+
+def _open_home(home: Path, *options: str, patient: bool = False) -> _Gpg:
     """Start python-gnupg on a home directory; raise NoGpgError or KeyUnusableError."""
     if shutil.which("gpg") is None:
         raise NoGpgError("gpg", "not found on this machine", "install gnupg (apt install gnupg)")
     env = {**os.environ, "LC_ALL": "C"}
     try:
-        return gnupg.GPG(gnupghome=str(home), options=list(options), env=env)
+        return _Gpg(patient=patient, gnupghome=str(home), options=list(options), env=env)
     except ValueError as why:
         hint = "check its path and that you may read it"
         raise KeyUnusableError(str(home), "not a usable GnuPG home", hint) from why
-    except OSError as why:
-        raise NoGpgError("gpg", f"doesn't run: {why}", "reinstall gnupg") from why
 
 
 def _last_line(result: Any) -> str:  # noqa: ANN401 - python-gnupg is untyped
@@ -80,14 +148,48 @@ def _last_line(result: Any) -> str:  # noqa: ANN401 - python-gnupg is untyped
     return lines[-1].removeprefix("gpg: ") if lines else str(result.status or "no reason given")
 
 
+def _statuses(result: Any) -> list[list[str]]:  # noqa: ANN401
+    """Return GnuPG's status lines as words.
+
+    Lines end with a line feed and nothing else: ``splitlines`` would let a user id
+    with a byte 0x85 (half of an "Å") write lines of its own.
+    """
+    prefix = "[GNUPG:] "
+    lines = str(result.stderr).split("\n")
+    told = [line.removeprefix(prefix).split() for line in lines if line.startswith(prefix)]
+    return [words for words in told if words]
+
+
+def _check_opened(result: Any, *, signatures: int) -> None:  # noqa: ANN401
+    """Raise MessageError unless GnuPG opened one literal in one layer, and had no complaint."""
+    statuses = _statuses(result)
+    counts = Counter(words[0] for words in statuses)
+    once = ("BEGIN_DECRYPTION", "DECRYPTION_OKAY", "PLAINTEXT")
+    if result.returncode != 0 or counts["DECRYPTION_OKAY"] == 0:
+        reason = str(result.status or "not encrypted")
+        reason = "more or other than one message" if result.ok else reason
+        raise MessageError("openpgp", reason)
+    if any(counts[name] != 1 for name in once) or counts["NEWSIG"] != signatures:
+        raise MessageError("openpgp", "not one message in one layer")
+    if ["PLAINTEXT", "62"] not in [words[:2] for words in statuses]:  # 62: binary, in hexadecimal
+        raise MessageError("openpgp", "not of bytes")
+
+
 def _signed_by(result: Any) -> str:  # noqa: ANN401
-    """Return the primary fingerprint of the one valid signature; else raise MessageError."""
-    if not result.valid or result.problems or len(result.sig_info) != 1:
-        raise MessageError("signature", str(result.status or "none"))
-    return str(result.pubkey_fingerprint or result.fingerprint)
+    """Return the primary fingerprint of the one good signature; else raise MessageError."""
+    statuses = _statuses(result)
+    counts = Counter(words[0] for words in statuses)
+    if any(counts[name] != 1 for name in ("NEWSIG", "GOODSIG", "VALIDSIG")) or result.returncode:
+        known = "more than one" if counts["NEWSIG"] > 1 else str(result.status or "none")
+        raise MessageError("signature", known)
+    [valid] = [words for words in statuses if words[0] == "VALIDSIG"]
+    # class 00 is of a binary document, 01 of text, in any line ends (RFC 4880, 5.2.1)
+    if len(valid) < 11 or valid[9] != "00":
+        raise MessageError("signature", "not of bytes")
+    return valid[10]
 
 
-def _generate(gpg: gnupg.GPG, name: str, *, passphrase: bool, encrypts: bool) -> str:
+def _generate(gpg: _Gpg, name: str, *, passphrase: bool, encrypts: bool) -> str:
     recipe = _KEY.format(
         subkey=_SUBKEY if encrypts else "",
         name=name,
@@ -101,11 +203,10 @@ def _generate(gpg: gnupg.GPG, name: str, *, passphrase: bool, encrypts: bool) ->
 
 
 def stop_agent(home: Path) -> None:
-    """End the gpg-agent that GnuPG started for a home directory of ours."""
-    import subprocess
-
+    """End the gpg-agent that GnuPG started for a home directory of ours, if that can be done."""
     command = ["gpgconf", "--homedir", str(home), "--kill", "gpg-agent"]
-    subprocess.run(command, check=False, capture_output=True, timeout=10)
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(command, check=False, capture_output=True, timeout=5)
 
 
 # --- the operator -----------------------------------------------------------------------
@@ -122,7 +223,7 @@ class OperatorKey:
     @classmethod
     def make(cls, home: Path, name: str, *, passphrase: bool) -> OperatorKey:
         """Make an Ed25519 signing key; gpg-agent asks for the passphrase, if one is wanted."""
-        gpg = _open_home(private_dir(home))
+        gpg = _open_home(private_dir(home), patient=True)
         if any(key.name == name for key in cls.all(home)):
             hint = "choose another name, or export that one"
             raise KeyUnusableError(f"key {name!r}", "there is one by that name already", hint)
@@ -159,7 +260,8 @@ class OperatorKey:
     def sign(self, data: bytes) -> bytes:
         """Return a binary detached signature; raise KeyUnusableError if the key won't."""
         args = ["--local-user", self.fingerprint, "--no-emit-version"]
-        signed = _open_home(self.home).sign(data, detach=True, binary=True, extra_args=args)
+        gpg = _open_home(self.home, patient=True)
+        signed = gpg.sign(data, detach=True, binary=True, extra_args=args)
         if signed.status != "signature created" or not signed.data:
             hint = "unlock it, or choose another with --key"
             thing = f"operator key {self.name} ({self.fingerprint[-16:]})"
@@ -216,10 +318,9 @@ class CardRing:
         opened = self._gpg.decrypt(
             sealed, passphrase=passphrase, always_trust=True, extra_args=args
         )
-        if not opened.ok:
-            raise MessageError("receipt", str(opened.status or "not OpenPGP"))
+        _check_opened(opened, signatures=1)
         if _signed_by(opened) != fingerprint:
-            raise MessageError("receipt", "signed by another key")
+            raise MessageError("signature", "by another key")
         return bytes(opened.data)
 
     def _file(self, fingerprint: str) -> Path:
@@ -241,7 +342,9 @@ class HostKey:
 
     home: Path
     fingerprint: str
-    _gpg: gnupg.GPG
+    _gpg: _Gpg
+    other: str | None = None
+    """The fingerprint of a second key that counts while the host changes from one to another."""
 
     @classmethod
     def make(cls, home: Path, name: str) -> HostKey:
@@ -251,28 +354,59 @@ class HostKey:
         return cls(home, made, gpg)
 
     @classmethod
-    def load(cls, home: Path) -> HostKey:
-        """Take the one secret key of a home; raise AgentError if it isn't exactly one."""
+    def load(cls, home: Path, named: Sequence[str] = ()) -> HostKey:
+        """Take the keys that are ``named``, one or two, or the one secret key of a home.
+
+        Raises AgentError if they aren't there, or it isn't exactly one.
+        """
         if not home.is_dir():
             raise AgentError(str(home), "no host key", "make one with 'tariq agent init'")
         gpg = _open_home(home)
-        keys = gpg.list_keys(secret=True)
-        if len(keys) != 1:
-            hint = "keep one, or remove the directory and run 'tariq agent init'"
+        keys = [str(key["fingerprint"]) for key in gpg.list_keys(secret=True)]
+        hint = "keep one, or remove the directory and run 'tariq agent init'"
+        if not named and len(keys) != 1:
             raise AgentError(str(home), f"{len(keys)} secret keys where one belongs", hint)
-        return cls(home, keys[0]["fingerprint"], gpg)
+        for missing in set(named) - set(keys):
+            raise AgentError(str(home), f"no secret key {missing}", hint)
+        first, *others = named or keys
+        return cls(home, first, gpg, *others)
+
+    def addressed(self, to: bytes) -> HostKey | None:
+        """Return the one of the host's keys that a request names (``short``), or None."""
+        for fingerprint in (self.fingerprint, self.other):
+            if fingerprint is not None and short(fingerprint) == to:
+                return replace(self, fingerprint=fingerprint)
+        return None
+
+    def forget_others(self) -> bool:
+        """Remove every secret key of the home that isn't named; return whether there was one."""
+        keys = [str(key["fingerprint"]) for key in self._gpg.list_keys(secret=True)]
+        extra = [key for key in keys if key not in (self.fingerprint, self.other)]
+        for key in extra:
+            for secret in (True, False):
+                done = self._gpg.delete_keys(key, secret=secret, expect_passphrase=False)
+                if done.status != "ok":
+                    hint = "remove it by hand: gpg --homedir DIR --delete-secret-and-public-key"
+                    raise AgentError(f"host key {key}", f"not removed: {done.status}", hint)
+        return bool(extra)
 
     def export(self) -> bytes:
         """Return the public key's packets."""
         return bytes(self._gpg.export_keys(self.fingerprint, minimal=True, armor=False))
 
     def unseal(self, sealed: bytes) -> bytes:
-        """Decrypt a bundle; raise MessageError if it isn't for this host."""
+        """Decrypt a bundle; raise MessageError unless it is one message for this host."""
+        if self.other is not None:
+            # gpg fails if the first key that it tries isn't the one, even if the next one is
+            with contextlib.suppress(MessageError):
+                return self._unseal(sealed, self.other)
+        return self._unseal(sealed, self.fingerprint)
+
+    def _unseal(self, sealed: bytes, key: str) -> bytes:
         # a message under a passphrase would else wait for somebody to type one
-        args = [*_DECRYPT, "--pinentry-mode", "error"]
+        args = [*_DECRYPT, "--pinentry-mode", "error", "--try-secret-key", key]
         opened = self._gpg.decrypt(sealed, always_trust=True, extra_args=args)
-        if not opened.ok:
-            raise MessageError("bundle", str(opened.status or "not OpenPGP"))
+        _check_opened(opened, signatures=0)
         return bytes(opened.data)
 
     def seal_receipt(self, receipt: bytes, passphrase: str) -> bytes:
@@ -327,9 +461,16 @@ class OperatorRing:
         return {key["fingerprint"]: words.get(key["trust"], "") for key in keys}
 
     def verify(self, data: bytes, signature: bytes) -> str:
-        """Return the signer's primary fingerprint; raise MessageError if none may be trusted."""
-        with tempfile.NamedTemporaryFile(dir=self._home) as file:
-            file.write(signature)
-            file.flush()
-            args = ["--trust-model", "always"]
-            return _signed_by(self._gpg.verify_data(file.name, data, extra_args=args))
+        """Return the signer's primary fingerprint; raise MessageError if none may be trusted.
+
+        Raises AgentError where the signature can't be written down for GnuPG to read.
+        """
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._home) as file:
+                file.write(signature)
+                file.flush()
+                args = ["--trust-model", "always"]
+                return _signed_by(self._gpg.verify_data(file.name, data, extra_args=args))
+        except OSError as why:
+            reason = f"can't be written: {why.strerror}"
+            raise AgentError(str(self._home), reason, "free its file system") from why

@@ -55,11 +55,11 @@ class Wrong(Exception):
         ]
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """YAML without repeated keys: the second would silently win."""
 
 
-def _mapping_once(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _mapping_once(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
@@ -70,23 +70,28 @@ def _mapping_once(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return dict(loader.construct_mapping(node, deep=True))
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_once)
+Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_once)
 
 
 def read(path: Path, error: type[TariqError], hint: str) -> Any:  # noqa: ANN401
     """Return what a YAML file holds; raise ``error`` if it can't be read or parsed."""
+    return parse(contents(path, error, hint), str(path), error)
+
+
+def contents(path: Path, error: type[TariqError], hint: str) -> str:
+    """Return the text of a file; raise ``error`` if it can't be read."""
     try:
-        return parse(path.read_text("utf-8"), str(path), error)
+        return path.read_text("utf-8")
     except OSError as why:
         raise error(str(path), (why.strerror or str(why)).lower(), hint) from why
     except UnicodeDecodeError as why:
         raise error(str(path), "not utf-8 text", hint) from why
 
 
-def parse(text: str, name: str, error: type[TariqError]) -> Any:  # noqa: ANN401
+def parse(text: str, name: str, error: type[TariqError], loader: type[Loader] = Loader) -> Any:  # noqa: ANN401
     """Return what a YAML text holds; raise ``error`` with line and column if it is malformed."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as why:
         mark = why.problem_mark
         where = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name

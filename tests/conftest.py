@@ -23,3 +23,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(folder)
             if os.geteuid() != 0:
                 item.add_marker(skip)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep a file's tests in one process, for they share a network; the fleet's, its hosts."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "fleet" if file.startswith("tests/fleet/") else file
+
+    return Together(config, log)

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -176,22 +177,32 @@ class Recorder:
 
 
 class Network:
-    """A bridge with three namespaces on it: host, client, stranger."""
+    """A bridge with three namespaces on it: host, client, stranger. A test may ``add`` a twin."""
 
-    V4: ClassVar = {"host": "10.77.0.1", "client": "10.77.0.2", "stranger": "10.77.0.3"}
-    V6: ClassVar = {"host": "fd77::1", "client": "fd77::2", "stranger": "fd77::3"}
+    V4: ClassVar = {
+        "host": "10.77.0.1",
+        "client": "10.77.0.2",
+        "stranger": "10.77.0.3",
+        "twin": "10.77.0.4",
+    }
+    V6: ClassVar = {
+        "host": "fd77::1",
+        "client": "fd77::2",
+        "stranger": "fd77::3",
+        "twin": "fd77::4",
+    }
 
     def __init__(self) -> None:
-        tag = f"tq{os.getpid()}"
-        self.switch = Namespace(f"{tag}b")
+        self.tag = f"tq{os.getpid()}"
+        self.switch = Namespace(f"{self.tag}b")
         self.switch.ip("link", "add", "br0", "type", "bridge")
         self.switch.ip("link", "set", "br0", "up")
-        self.host = self._node(tag, "host")
-        self.client = self._node(tag, "client")
-        self.stranger = self._node(tag, "stranger")
+        self.host = self.add("host")
+        self.client = self.add("client")
+        self.stranger = self.add("stranger")
 
-    def _node(self, tag: str, name: str) -> Namespace:
-        node = Namespace(f"{tag}{name[0]}")
+    def add(self, name: str) -> Namespace:
+        node = Namespace(f"{self.tag}{name[0]}")
         port = f"p{name[0]}"
         node.ip(
             "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", self.switch.name
@@ -379,8 +390,9 @@ class AgentHost:
     def _dirs(self) -> list[str]:
         return ["--etc", str(self.etc), "--state", str(self.state)]
 
-    def tariq(self, *words: str, **more):
-        return self.node.run(self.python, "-m", "tariq", *words, *self._dirs, cwd="/", **more)
+    def tariq(self, *words: str, state: bool = True, **more):
+        dirs = self._dirs if state else self._dirs[:2]
+        return self.node.run(self.python, "-m", "tariq", *words, *dirs, cwd="/", **more)
 
     def card(self) -> dict:
         if self._card is None:
@@ -478,3 +490,55 @@ def scratch() -> Iterator[Path]:
         yield base
     finally:
         shutil.rmtree(base, ignore_errors=True)
+
+
+@dataclass
+class World:
+    """A host web1 with an agent that trusts alice (a person) and bob (who forges)."""
+
+    base: Path
+    net: Network
+    host: AgentHost
+    alice: Operator
+    bob: Forger
+    cards: Path
+    python: str
+
+    def knock(self, *words: str, verb: str = "knock", host: str = "web1", **more):
+        """Run the client as alice, an ordinary user, on the client's machine."""
+        more.setdefault("node", self.net.client)
+        return self.alice.tariq(verb, host, "--cards", str(self.cards), *words, **more)
+
+    def reachable(self, version: int = 4, port: int = 22, node=None) -> bool:
+        return (node or self.net.client).connects(self.address(version), port)
+
+    def address(self, version: int = 4) -> str:
+        return (self.net.V4 if version == 4 else self.net.V6)["host"]
+
+
+@contextlib.contextmanager
+def made(python, prepare=lambda _: None, **policy):
+    """Make a world with these fields in the host's policy."""
+    with scratch() as base:
+        net = Network()
+        servers = [Server(net.host, port) for port in (22, 443, 8080)]
+        alice, bob = Operator(base, "alice", python), Forger(base, "bob")
+        host = AgentHost(base, net.host, python)
+        host.policy |= policy
+        services = tuple(host.policy["services"])
+        host.trust(alice, services)
+        host.trust(bob, services)
+        cards = base / "cards"
+        cards.mkdir()
+        try:
+            prepare(net)
+            host.start()
+            host.write_card(cards, [net.V4["host"], net.V6["host"]])
+            yield World(base, net, host, alice, bob, cards, python)
+        finally:
+            host.close()
+            alice.close()
+            bob.close()
+            for server in servers:
+                server.close()
+            net.delete()

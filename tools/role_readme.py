@@ -2,7 +2,8 @@
 """Write the table of variables in the role's README out of its argument specs.
 
 With --check nothing is written: the exit status is 1 if the README is out of date, if
-meta/argument_specs.yml and defaults/main.yml disagree, or if a variable is never used.
+meta/argument_specs.yml and defaults/main.yml disagree, if a variable is never used, or if
+one is used that nothing declares.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +80,37 @@ def problems(options: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
         for folder in ("tasks", "handlers", "templates", "vars", "defaults")
         for path in (ROLE / folder).iterdir()
     ]
-    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    for name in [*defaults, *internal]:
-        # Once where it is set, so a variable that is used occurs at least twice.
-        if len(re.findall(rf"(?<![A-Za-z0-9_]){name}(?![A-Za-z0-9_])", text)) < 2:
-            found.append(f"{name} is set and never used")
+    used = Counter(name for path in files for name in names_in(path))
+    declared = {*defaults, *internal}
+    for folder in ("tasks", "handlers"):
+        for path in (ROLE / folder).iterdir():
+            declared |= {name for name in declarations(load(path)) if "tariq_" in name}
+    # Once where it is set, so a variable that is used occurs at least twice.
+    found += [f"{name} is set and never used" for name in sorted(declared) if used[name] < 2]
+    found += [f"{name} is used and never set" for name in sorted(used.keys() - declared)]
     return found
+
+
+def names_in(path: Path) -> list[str]:
+    """Return what in a file looks like a variable of the role's; comments and files don't."""
+    text = re.sub(r"^\s*#(?!jinja2).*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return re.findall(r"(?<![\w/.-])(?:__)?tariq_\w+(?![\w-]|\.(?:yml|j2|py)\b)", text)
+
+
+def declarations(tree: Any) -> Iterator[str]:  # noqa: ANN401
+    """Yield what tasks set by themselves: task variables, results, facts; and names of tags."""
+    for item in tree if isinstance(tree, list) else [tree]:
+        if not isinstance(item, dict):
+            continue
+        for key, value in item.items():
+            if key in ("vars", "ansible.builtin.set_fact") and isinstance(value, dict):
+                yield from value
+            elif key in ("register", "loop_var", "index_var"):
+                yield value
+            elif key == "tags":
+                yield from [value] if isinstance(value, str) else value
+            elif isinstance(value, dict | list):
+                yield from declarations(value)
 
 
 def main() -> int:

@@ -81,10 +81,28 @@ def sources_digest(checkout: Path, files: list[Path]) -> str:
     return total.hexdigest()
 
 
-def run_pip(arguments: list[str], what: str) -> None:
+def only_from(source: str, empty: Path) -> dict[str, str]:
+    """Return settings with which pip looks nowhere else, whatever its configuration names.
+
+    ``source`` is a directory of wheels or an index's address. Variables count more than pip's
+    files, and an empty one counts for nothing: hence ``empty``, a directory without wheels.
+    """
+    if not source:
+        return {}
+    if "://" in source:
+        index = {"PIP_INDEX_URL": source, "PIP_EXTRA_INDEX_URL": source, "PIP_NO_INDEX": "0"}
+        return {**index, "PIP_FIND_LINKS": empty.as_uri()}
+    if not Path(source).is_dir():
+        raise WheelhouseError(f"{source}: no such directory; name one that has the wheels")
+    # As an address, because pip takes a space for the end of a path.
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": Path(source).resolve().as_uri()}
+
+
+def run_pip(arguments: list[str], what: str, settings: dict[str, str]) -> None:
     """Run pip with this interpreter; turn its failure into one line."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    environment = dict(os.environ, SOURCE_DATE_EPOCH=SOURCE_DATE_EPOCH, LC_ALL="C.UTF-8")
+    fixed = {"SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH, "LC_ALL": "C.UTF-8"}
+    environment = {**os.environ, **settings, **fixed}
     try:
         done = subprocess.run(
             [*command, *arguments],
@@ -129,8 +147,13 @@ def pip_reason(output: str) -> str:
     return lines[-1] if lines else "pip failed and said nothing"
 
 
-def build_wheel(checkout: Path, files: list[Path], into: Path) -> Path:
+def build_wheel(
+    checkout: Path, files: list[Path], into: Path, settings: dict[str, str], source: str
+) -> Path:
     """Build the project's wheel out of a clean copy of its sources."""
+    more = (
+        f" (with hatchling from {source}; or name a ready wheel in tariq_wheel)" if source else ""
+    )
     with tempfile.TemporaryDirectory(prefix="tariq-build-") as name:
         copy = Path(name) / "tariq"
         for path in files:
@@ -147,7 +170,8 @@ def build_wheel(checkout: Path, files: list[Path], into: Path) -> Path:
                 str(into),
                 str(copy),
             ],
-            "cannot build tariq's wheel",
+            f"cannot build tariq's wheel{more}",
+            settings,
         )
     wheels = sorted(into.glob("tariq-*.whl"))
     if len(wheels) != 1:
@@ -158,7 +182,14 @@ def build_wheel(checkout: Path, files: list[Path], into: Path) -> Path:
     return wheels[0]
 
 
-def download(lock: Path, python: str, architecture: str, into: Path) -> None:
+def take_wheel(given: Path, into: Path) -> Path:
+    """Take a wheel of the project that somebody has built."""
+    return Path(shutil.copyfile(given, into / given.name))
+
+
+def download(
+    lock: Path, python: str, architecture: str, into: Path, settings: dict[str, str]
+) -> None:
     """Fetch the pinned wheels, for the host's Python and architecture and not this machine's."""
     platforms = [f"--platform={name}_{architecture}" for name in PLATFORMS]
     run_pip(
@@ -168,6 +199,7 @@ def download(lock: Path, python: str, architecture: str, into: Path) -> None:
             *("--dest", str(into), "--requirement", str(lock)),
         ],
         f"cannot collect the wheels for python {python} on {architecture}",
+        settings,
     )
 
 
@@ -245,16 +277,23 @@ def make(
     architecture: str,
     wanted: dict[str, Any],
     final: Path,
+    given: Path | None = None,
+    source: str = "",
 ) -> dict[str, Any]:
     """Make the directory and its tar file beside the old ones and change over at the end."""
     lock = checkout / "requirements" / "agent.lock"
     pins = pinned(lock)
     with tempfile.TemporaryDirectory(prefix=f".{final.name}-", dir=final.parent) as name:
-        fresh = Path(name) / final.name
+        fresh, empty = Path(name) / final.name, Path(name) / "empty"
         fresh.mkdir()
-        wheel = build_wheel(checkout, files, fresh)
+        empty.mkdir()
+        settings = only_from(source, empty)
+        if given:
+            wheel = take_wheel(given, fresh)
+        else:
+            wheel = build_wheel(checkout, files, fresh, settings, source)
         version = distribution(wheel)[1]
-        download(lock, python, architecture, fresh)
+        download(lock, python, architecture, fresh, settings)
         have = dict(distribution(path) for path in fresh.glob("*.whl") if path != wheel)
         for package, pin in pins.items():
             if package not in have:
@@ -328,10 +367,23 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="the checkout to build from",
     )
     parser.add_argument(
+        "--wheel",
+        type=Path,
+        metavar="FILE",
+        help="a wheel of tariq, instead of one built from the checkout",
+    )
+    parser.add_argument(
+        "--wheels",
+        default="",
+        metavar="DIRECTORY|URL",
+        help="where the pinned wheels come from (default: as pip is set up)",
+    )
+    parser.add_argument(
         "--into",
         type=Path,
         metavar="DIRECTORY",
-        help="where wheelhouses are kept (default: .wheelhouse in the checkout)",
+        help="where wheelhouses are kept (default: .wheelhouse in the checkout; "
+        "~/.cache/tariq/wheelhouse for an installed collection)",
     )
     parser.add_argument(
         "--wait",
@@ -349,19 +401,35 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def usual_place(checkout: Path) -> Path:
+    """Return where wheelhouses are kept: in a checkout, but beside an installed collection.
+
+    A collection may belong to somebody else, and is replaced as a whole by the next release.
+    """
+    if not (checkout / "MANIFEST.json").exists():
+        return checkout / ".wheelhouse"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "tariq" / "wheelhouse"
+
+
 def wheelhouse(options: argparse.Namespace) -> dict[str, Any]:
     """Do what the command line asks for; return what is printed."""
     checkout: Path = options.checkout.resolve()
-    top: Path = (options.into or checkout / ".wheelhouse").resolve()
-    final = top / f"cp{options.python.replace('.', '')}-{options.arch}"
+    top: Path = (options.into or usual_place(checkout)).resolve()
+    given: Path | None = options.wheel
+    if given and not (given.is_file() and re.match(r"tariq-[^-]+-.*\.whl$", given.name)):
+        raise WheelhouseError(f"{given} is no wheel of tariq; name a file tariq-VERSION-….whl")
+    # each version has a place of its own, so that going back and forth makes nothing anew
+    version = f"-{distribution(given)[1]}" if given else ""
+    final = top / f"cp{options.python.replace('.', '')}-{options.arch}{version}"
     top.mkdir(parents=True, exist_ok=True)
     with alone(top / f".{final.name}.lock", options.wait):
-        files = sources(checkout)
+        files = [] if given else sources(checkout)
         lock = checkout / "requirements" / "agent.lock"
         pinned(lock)
         wanted = {
             "layout": LAYOUT,
-            "sources_sha256": sources_digest(checkout, files),
+            "sources_sha256": digest(given) if given else sources_digest(checkout, files),
             "lock_sha256": digest(lock),
         }
         manifest = complete(final, wanted)
@@ -374,6 +442,8 @@ def wheelhouse(options: argparse.Namespace) -> dict[str, Any]:
                 architecture=options.arch,
                 wanted=wanted,
                 final=final,
+                given=given,
+                source=options.wheels,
             )
     return {
         "changed": changed,

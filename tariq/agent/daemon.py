@@ -1,163 +1,209 @@
-"""``tariq agent run``: the warden's process, and the sentry that it keeps alive."""
+"""``tariq agent run``: the warden's process, and the sentry that it keeps alive.
+
+One asyncio loop, and everything in it is a short call: a frame from the sentry, a tick
+about once a second, a signal. Replies may be sent later than the knock that asked.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import pwd
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from types import FrameType
+from functools import partial
+from pathlib import Path
 
 from tariq import openpgp
-from tariq.agent import identity, link, policy_file
-from tariq.agent.firewall import Nftables
+from tariq.agent import identity, journal, link, policy_file
+from tariq.agent.firewall import Guard, Keeper, choose
 from tariq.agent.identity import Places
-from tariq.agent.ledger import Ledger
-from tariq.agent.policy import Policy
+from tariq.agent.ledger import Entry, Ledger
+from tariq.agent.metrics import Metrics
+from tariq.agent.policy import DAY, Policy
+from tariq.agent.sentinel import Sentinel
+from tariq.agent.shelf import Shelf
 from tariq.agent.warden import Warden
-from tariq.errors import AgentError, MessageError, PolicyError
-from tariq.transport import bpf, sockets
+from tariq.errors import AgentError, MessageError, PolicyError, TariqError
 
-_READY_SECONDS = 20.0
+_TICK_SECONDS = 1.0
+_STEP_SECONDS = 0.02
+"""How often runs are looked at while somebody waits for one."""
 _QUICK_DEATHS = 5
 """A sentry that dies so often without one ready sign is beyond restarting."""
 log = logging.getLogger("tariq.agent")
 
 
-class Sentinel:
-    """The sentry's process and the warden's end of the link to it."""
+def run(places: Places, sentry_socket: Path | None = None) -> None:
+    """Serve until SIGTERM; raise a TariqError if the agent can't start.
 
-    def __init__(self, rules: Policy, knock_key: bytes) -> None:
-        self._setup = link.Setup(rules.port, knock_key.hex()).encode()
-        self._user = rules.sentry_user
-        families = [socket.AF_INET, *([socket.AF_INET6] if _has_ipv6() else [])]
-        self._sockets = [
-            sock
-            for family in families
-            for sock in (
-                sockets.open_sniffer(family, bpf.unkeyed(family, rules.port)),
-                sockets.open_sender(family),
-            )
-        ]
-        self.process: subprocess.Popen[bytes] | None = None
-        self.link: socket.socket | None = None
-        self.stopping = False
-
-    def start(self) -> None:
-        """Start a sentry and wait for its ready sign; raise AgentError if none comes."""
-        ours, theirs = link.pair()
-        descriptors = [sock.fileno() for sock in (theirs, *self._sockets)]
-        command = [sys.executable, "-I", "-m", "tariq.agent.sentry", *map(str, descriptors)]
-        user = pwd.getpwnam(self._user)
-        with theirs:
-            self.process = subprocess.Popen(
-                command,
-                pass_fds=descriptors,
-                stdin=subprocess.DEVNULL,
-                user=user.pw_uid,
-                group=user.pw_gid,
-                extra_groups=[],
-                cwd="/",
-                env={"LC_ALL": "C.UTF-8", "HOME": "/nonexistent"},
-            )
-        self.link = ours
-        ours.send(self._setup)
-        ours.settimeout(_READY_SECONDS)
-        ready = b""
-        with contextlib.suppress(OSError):
-            ready = ours.recv(link.MAX_FRAME)
-        if ready != b"ready" and not self.stopping:
-            self.stop()
-            hint = "see the lines above; 'python3 -m tariq.agent.sentry' must be importable"
-            raise AgentError("sentry", f"did not start as user {self._user}", hint)
-        ours.settimeout(None)
-
-    def interrupt(self, _: int, __: FrameType | None) -> None:
-        """Handle SIGTERM: finish the knock at hand, then let ``knocks`` end."""
-        self.stopping = True
-        if self.link is not None:
-            self.link.shutdown(socket.SHUT_RDWR)
-
-    def stop(self) -> None:
-        """End the sentry."""
-        if self.link is not None:
-            self.link.close()
-            self.link = None
-        if self.process is None:
-            return
-        try:
-            self.process.wait(2)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def knocks(self) -> Iterator[tuple[link.Knock, socket.socket]]:
-        """Yield what the sentry passes on, until it is gone."""
-        while self.link is not None:
-            try:
-                frame = self.link.recv(link.MAX_FRAME)
-            except OSError:
-                return
-            if not frame:
-                return
-            try:
-                yield link.Knock.decode(frame), self.link
-            except MessageError as why:
-                log.warning("ignored: %s", why)
-
-
-def run(places: Places) -> None:
-    """Serve until SIGTERM; raise a TariqError if the agent can't start."""
+    With ``sentry_socket`` the sentry is expected there; without, one is started.
+    """
     identity.need_root("tariq agent run")
-    rules = policy_file.load(places.policy)
-    _check_user(rules)
-    knock_key = identity.knock_key(places)
-    host_key = openpgp.HostKey.load(places.host_key)
-    operators = openpgp.OperatorRing(places.keyring, sorted(places.operators.glob("*.asc")))
-    _check_operators(rules, operators, places)
-    ledger = Ledger(places.ledger)
-    sentinel = Sentinel(rules, knock_key)
-    firewall = Nftables()
-    firewall.guard(rules.port, rules.services.values())
-    warden = Warden(
-        policy=rules, host_key=host_key, operators=operators, ledger=ledger, firewall=firewall
-    )
-    signal.signal(signal.SIGTERM, sentinel.interrupt)
+    agent = Agent(places, sentry_socket)
     try:
-        _serve(warden, sentinel, rules)
+        asyncio.run(agent.serve())
         log.info("stopped; guarded ports stay closed ('tariq agent unguard' opens them)")
     finally:
-        sentinel.stop()
-        ledger.close()
-        openpgp.stop_agent(places.host_key)
+        agent.close()
 
 
-def _serve(warden: Warden, sentinel: Sentinel, rules: Policy) -> None:
-    deaths = 0
-    while deaths < _QUICK_DEATHS and not sentinel.stopping:
-        started = time.monotonic()
-        sentinel.start()
-        log.info("%s: guarding, policy %d, knock port %d", rules.host, rules.serial, rules.port)
-        _notify("READY=1")
-        for knock, answer_to in sentinel.knocks():
-            if knock.number == link.REPORT:
-                log.info("sentry: %s", knock.message.decode("ascii", "replace"))
+class Agent:
+    """All that one agent holds. Raises a TariqError if something of it can't be used."""
+
+    def __init__(self, places: Places, sentry_socket: Path | None = None) -> None:
+        self._places = places
+        self._rules = policy_file.load(places.policy)
+        _check_user(self._rules)
+        knock_keys = identity.knock_keys(places)
+        host_key = identity.host_key(places)
+        self._home: Path | None = None
+        operators = self._read_operators(self._rules)
+        self._metrics = Metrics(places.metrics)
+        self._ledger = Ledger(places.ledger, self._on_entry)
+        self._sentinel = Sentinel(self._rules, knock_keys, sentry_socket)
+        backend, others = choose(self._rules.firewall)
+        self._firewall = Keeper(
+            backend, Guard.of(self._rules), others=others, unguarded=places.unguarded
+        )
+        self._firewall.start()
+        log.info("firewall: %s", backend.name)
+        self._warden = Warden(
+            policy=self._rules,
+            host_key=host_key,
+            operators=operators,
+            ledger=self._ledger,
+            firewall=self._firewall,
+            shelf=Shelf(places.tasks),
+        )
+        self._warden.recover()
+        self._stepping: asyncio.TimerHandle | None = None
+        self._replaced = False
+        self._trim_at = 0.0
+
+    def _on_entry(self, entry: Entry) -> None:
+        journal.write(entry)
+        self._metrics.on_entry(entry)
+
+    def close(self) -> None:
+        """End the sentry and what GnuPG left running; the guard stays."""
+        self._sentinel.stop()
+        self._ledger.close()
+        openpgp.stop_agent(self._places.host_key)
+
+    async def serve(self) -> None:
+        """Serve until SIGTERM; raise AgentError when sentries keep dying."""
+        loop = asyncio.get_running_loop()
+        serving = asyncio.create_task(self._keep_sentry())
+        ticking = asyncio.create_task(self._keep_ticking())
+        loop.add_signal_handler(signal.SIGTERM, serving.cancel)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        try:
+            await asyncio.wait({serving, ticking}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._warden.finish()
+            ticking.cancel()
+        for task in (serving, ticking):
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _keep_sentry(self) -> None:
+        deaths = 0
+        while deaths < _QUICK_DEATHS:
+            started = time.monotonic()
+            await self._sentinel.start()
+            rules = self._rules
+            log.info("%s: guarding, policy %d, knock port %d", rules.host, rules.serial, rules.port)
+            _notify("READY=1")
+            async for frame in self._sentinel.frames():
+                self.on_frame(frame)
+            self._sentinel.stop()
+            if self._replaced:
+                self._replaced = False
                 continue
-            reply = link.Reply(knock.number, warden.answer(knock))
-            with contextlib.suppress(BrokenPipeError):
-                answer_to.send(reply.encode())
-        sentinel.stop()
-        if sentinel.stopping:
+            deaths = deaths + 1 if time.monotonic() - started < 60 else 1
+            log.error("the sentry ended; starting another")
+        raise AgentError("sentry", f"ended {deaths} times within a minute", "see the lines above")
+
+    def on_frame(self, frame: bytes) -> None:
+        """Answer a knock that the sentry passed on, or log its report."""
+        try:
+            knock = link.Knock.decode(frame)
+        except MessageError as why:
+            log.warning("ignored: %s", why)
             return
-        deaths = deaths + 1 if time.monotonic() - started < 60 else 1
-        log.error("the sentry ended; starting another")
-    raise AgentError("sentry", f"ended {deaths} times within a minute", "see the lines above")
+        if knock.number == link.REPORT:
+            report = knock.message.decode("ascii", "replace")
+            log.info("sentry: %s", report)
+            self._metrics.on_report(report)
+            return
+        reply = partial(self._reply, knock.number)
+        try:
+            self._warden.answer(knock, reply)
+        except OSError as why:  # the machine is short of something: that costs this knock, no more
+            log.error("silence for %s: %s", knock.source, why)  # noqa: TRY400
+            reply(b"")
+        self._metrics.silences(self._warden.silences)
+        if self._stepping is None:
+            self._step()
+
+    def _step(self) -> None:
+        """Look after runs, and soon again for as long as somebody waits for one."""
+        again = self._warden.step()
+        loop = asyncio.get_running_loop()
+        self._stepping = loop.call_later(_STEP_SECONDS, self._step) if again else None
+
+    def _reply(self, number: int, message: bytes) -> None:
+        self._sentinel.send(link.Reply(number, message))
+
+    async def _keep_ticking(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            try:
+                self.on_tick()
+            except (TariqError, OSError) as why:
+                log.error("%s", why)  # noqa: TRY400 - the reason is enough
+
+    def on_tick(self) -> None:
+        """Do what has to be done about once a second, knocks or not."""
+        self._warden.step()
+        self._firewall.check()
+        gauges = {
+            "tariq_policy_serial": self._rules.serial,
+            "tariq_runs_running": self._warden.running,
+        }
+        self._metrics.write(gauges)
+        if time.monotonic() >= self._trim_at:
+            self._trim_at = time.monotonic() + DAY
+            self._ledger.trim_audit(int(time.time()) - self._rules.audit_days * DAY)
+
+    def reload(self) -> None:
+        """Take on policy and operators' keys as they are on disk now: all of it, or nothing."""
+        try:
+            rules = policy_file.load(self._places.policy)
+            _check_user(rules)
+            operators = self._read_operators(rules)
+            new = () if rules.firewall == self._rules.firewall else choose(rules.firewall)
+            self._firewall.replace(Guard.of(rules), *new)
+        except TariqError as why:
+            log.error("not reloaded, policy %d goes on: %s", self._rules.serial, why)  # noqa: TRY400
+            return
+        self._rules = rules
+        self._warden.adopt(rules, operators)
+        self._replaced = self._sentinel.adopt(rules)
+        log.info("reloaded: %s", policy_file.describe(rules))
+
+    def _read_operators(self, rules: Policy) -> openpgp.OperatorRing:
+        """Return a keyring made anew, beside the one that is in use."""
+        homes = (self._places.keyring, self._places.keyring.with_name("operators-2"))
+        self._home = homes[1] if self._home == homes[0] else homes[0]
+        files = sorted(self._places.operators.glob("*.asc"))
+        operators = openpgp.OperatorRing(self._home, files)
+        _check_operators(rules, operators, self._places)
+        return operators
 
 
 def _check_user(rules: Policy) -> None:
@@ -176,16 +222,6 @@ def _check_operators(rules: Policy, ring: openpgp.OperatorRing, places: Places) 
             reason = f"no key {operator.fingerprint} among the files there"
             hint = f"put {name}'s public key there as {name}.asc"
             raise AgentError(str(places.operators), reason, hint)
-
-
-def _has_ipv6() -> bool:
-    try:
-        socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW).close()
-    except PermissionError:
-        return True  # told later, with a reason
-    except OSError:
-        return False
-    return True
 
 
 def _notify(state: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from tariq import openpgp
+from tariq.agent import rotation
 from tariq.agent.policy import Policy
 from tariq.errors import AgentError, PrivilegeError
 from tariq.picture.proof import KEY_BYTES
@@ -45,6 +46,11 @@ class Places:
         return self.etc / "knock.key"
 
     @property
+    def host_keys(self) -> Path:
+        """The file that says which of two host keys is which; absent where there was ever one."""
+        return self.etc / "host.key"
+
+    @property
     def host_key(self) -> Path:
         """The GnuPG home of the host's own key."""
         return self.state / "gnupg"
@@ -55,9 +61,34 @@ class Places:
         return self.state / "ledger.db"
 
     @property
+    def trial(self) -> Path:
+        """What is remembered of the last dead-man trial."""
+        return self.state / "trial.json"
+
+    @property
+    def tasks(self) -> Path:
+        """The directory of tasks' runs and their output."""
+        return self.state / "tasks"
+
+    @property
+    def metrics(self) -> Path:
+        """The Prometheus textfile."""
+        return self.run / "metrics.prom"
+
+    @property
+    def unguarded(self) -> Path:
+        """The file that says that root wants the guard down for now."""
+        return self.run / "unguarded"
+
+    @property
     def keyring(self) -> Path:
         """The GnuPG home of the operators' keys, built at every start."""
         return self.run / "operators"
+
+    @property
+    def sentry_socket(self) -> Path:
+        """Where the sentry comes to the warden, if systemd starts it."""
+        return self.run / "sentry.sock"
 
 
 def need_root(thing: str) -> None:
@@ -75,38 +106,72 @@ def init(places: Places) -> tuple[bool, str]:
     openpgp.private_dir(places.state)
     places.etc.mkdir(mode=0o755, parents=True, exist_ok=True)
     if not places.knock_key.exists():
-        _write_secret(places.knock_key, base64.b64encode(secrets.token_bytes(KEY_BYTES)) + b"\n")
+        rotation.Pair(_new_knock_key()).write(places.knock_key)
         changed = True
     if (places.host_key / "pubring.kbx").exists():
-        return changed, openpgp.HostKey.load(places.host_key).fingerprint
+        return changed, host_key(places).fingerprint
     made = openpgp.HostKey.make(places.host_key, socket.gethostname())
     openpgp.stop_agent(places.host_key)
     return True, made.fingerprint
 
 
-def _write_secret(path: Path, data: bytes) -> None:
-    """Write a file that is whole or not there, and that nobody else can ever read."""
-    draft = path.with_suffix(".new")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
-
-
-def knock_key(places: Places) -> bytes:
-    """Read the knock key; raise AgentError if it isn't one."""
+def knock_keys(places: Places) -> tuple[bytes, ...]:
+    """Read the knock key, and a second one while keys change; raise AgentError if it isn't one."""
+    pair = rotation.Pair.read(places.knock_key)
     hint = "make one with 'tariq agent init'"
-    try:
-        key = base64.b64decode(places.knock_key.read_bytes(), validate=False)
-    except OSError as why:
-        raise AgentError(str(places.knock_key), (why.strerror or "").lower(), hint) from why
-    except ValueError:
-        key = b""
-    if len(key) != KEY_BYTES:
-        raise AgentError(str(places.knock_key), f"not {KEY_BYTES} bytes of base64", hint)
-    return key
+    if pair is None:
+        raise AgentError(str(places.knock_key), "no such file or directory", hint)
+    found = []
+    for text in pair.names:
+        try:
+            found.append(base64.b64decode(text, validate=True))
+        except ValueError:
+            found.append(b"")
+        if len(found[-1]) != KEY_BYTES:
+            raise AgentError(str(places.knock_key), f"not {KEY_BYTES} bytes of base64", hint)
+    return tuple(found)
+
+
+def host_key(places: Places) -> openpgp.HostKey:
+    """Return the host's key, which also knows of a second one while keys change."""
+    pair = rotation.Pair.read(places.host_keys)
+    return openpgp.HostKey.load(places.host_key, pair.names if pair else ())
+
+
+def _new_knock_key() -> str:
+    return base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode()
+
+
+def rotate_knock_key(places: Places, step: str) -> bool:
+    """Take a step of ``rotation`` with the knock key; return whether it changed anything."""
+    knock_keys(places)
+    pair = rotation.Pair.read(places.knock_key)
+    assert pair is not None
+    after = pair.begun(_new_knock_key) if step == "begin" else pair.after(step, "knock key")
+    if after != pair:
+        after.write(places.knock_key)
+    return after != pair
+
+
+def rotate_host_key(places: Places, step: str) -> bool:
+    """Take a step of ``rotation`` with the host's key; return whether it changed anything."""
+    pair = rotation.Pair.read(places.host_keys)
+    if pair is None:
+        pair = rotation.Pair(host_key(places).fingerprint)
+    if step == "begin" and not pair.other:
+        # named before another is made, so that a host that is cut off here knows its own
+        pair.write(places.host_keys)
+        host_key(places).forget_others()
+    after = (
+        pair.begun(lambda: openpgp.HostKey.make(places.host_key, socket.gethostname()).fingerprint)
+        if step == "begin"
+        else pair.after(step, "host key")
+    )
+    if after != pair:
+        after.write(places.host_keys)
+    leftover = step == "finish" and host_key(places).forget_others()
+    openpgp.stop_agent(places.host_key)
+    return after != pair or leftover
 
 
 def key_warnings(places: Places, policy: Policy) -> list[str]:
@@ -124,7 +189,7 @@ def key_warnings(places: Places, policy: Policy) -> list[str]:
 
 def card(places: Places, policy: Policy, addresses: Sequence[str], groups: Sequence[str]) -> str:
     """Return the host card, as YAML."""
-    host = openpgp.HostKey.load(places.host_key)
+    host = host_key(places)
     content = {
         "card": 1,
         "name": policy.host,
@@ -133,7 +198,7 @@ def card(places: Places, policy: Policy, addresses: Sequence[str], groups: Seque
         "transports": ["fastopen", "scapy"],
         "fingerprint": host.fingerprint,
         "public_key": base64.b64encode(host.export()).decode(),
-        "knock_key": base64.b64encode(knock_key(places)).decode(),
+        "knock_key": base64.b64encode(knock_keys(places)[0]).decode(),
         "services": {
             name: f"{service.protocol}/{service.port}" for name, service in policy.services.items()
         },

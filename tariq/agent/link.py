@@ -11,6 +11,7 @@ import ipaddress
 import json
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from tariq.errors import MessageError
@@ -29,6 +30,14 @@ class Setup:
     port: int
     knock_key: str
     """Hexadecimal."""
+    interfaces: Sequence[str] = ()
+    """Where knocks may come in; none: everywhere."""
+    other_key: str = ""
+    """A second knock key that counts while the host changes from one to another."""
+
+    def keys(self) -> tuple[bytes, ...]:
+        """Return the one knock key, or both."""
+        return tuple(bytes.fromhex(key) for key in (self.knock_key, self.other_key) if key)
 
     def encode(self) -> bytes:
         """Return JSON."""

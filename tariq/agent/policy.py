@@ -11,14 +11,15 @@ import datetime as dt
 import ipaddress
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tariq.agent import schedule
+from tariq.agent.tasks import Task
 
-DEFAULT_PATH = Path("/etc/tariq/agent.yml")
 DAY = 86_400
 LONGEST = 3600
 """Seconds, where neither a group nor the operator says."""
+LONGEST_LEASE = 24 * DAY
+"""Seconds that any policy may allow: what ipset's timers hold, ipset(8)."""
 ALL = "all"
 """In a list of services or tasks: every one that the policy has."""
 
@@ -26,11 +27,38 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Address and port on another host."""
+
+    address: str
+    port: int
+
+    @property
+    def version(self) -> int:
+        """The IP version, 4 or 6."""
+        return 6 if ":" in self.address else 4
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if self.version == 6 else self.address
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
-    """A guarded protocol and port."""
+    """A guarded protocol and port: two with the same are the same to the firewall.
+
+    ``forward``: where it really is, if on another host, one per IP version at most;
+    ``masquerade``: that host sees this one's address, not the knocker's.
+    """
 
     protocol: str
     port: int
+    forward: tuple[Endpoint, ...] = field(default=(), compare=False)
+    masquerade: bool = field(default=False, compare=False)
+
+    def forward_of(self, version: int) -> Endpoint | None:
+        """Return where it really is for one IP version, if on another host."""
+        return next((each for each in self.forward if each.version == version), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +125,18 @@ class Policy:
     services: Mapping[str, Service]
     operators: Mapping[str, Operator]
     groups: Mapping[str, Grant] = field(default_factory=dict)
+    tasks: Mapping[str, Task] = field(default_factory=dict)
     default_service: str | None = None
     sentry_user: str = "tariq-sentry"
     window: int = 60
     default_lease: int = 30
     require_source: bool = False
+    audit_days: int = 400
+    interfaces: tuple[str, ...] = ()
+    """Where knocks may come in; none: everywhere."""
+    firewall: str = "auto"
+    mark: int = 0
+    break_glass: tuple[Network, ...] = ()
     timezone: dt.tzinfo = dt.UTC
 
     def operator_of(self, fingerprint: str) -> tuple[str, Operator] | None:

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import datetime as dt
+import grp
 import ipaddress
-from collections.abc import Iterator, Mapping
+import os
+import pwd
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tariq import strict
-from tariq.agent import schedule
-from tariq.agent.policy import ALL, DAY, Grant, Limits, Network, Operator, Policy, Service
+from tariq.agent import schedule, tasks
+from tariq.agent.pattern import Pattern
+from tariq.agent.policy import (
+    ALL,
+    DAY,
+    LONGEST_LEASE,
+    Endpoint,
+    Grant,
+    Limits,
+    Network,
+    Operator,
+    Policy,
+    Service,
+)
+from tariq.agent.tasks import Choice, Int, Task, Text
 from tariq.errors import PolicyError
+from tariq.message import MAX_VALUE
 
 _HINT = "see docs/policy.md"
+_PLACE = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<v4>[0-9.]+)):(?P<port>[0-9]{1,5})", re.I)
 
 
 def _network(value: Any) -> Network:  # noqa: ANN401
@@ -29,14 +49,128 @@ def _several(item: strict.Check) -> strict.Check:
     return lambda value: many(value if isinstance(value, list) else [value])
 
 
-_SERVICE = strict.fields({"protocol": strict.one_of("tcp", "udp"), "port": strict.whole(1, 65_535)})
+def _interface(value: Any) -> str:  # noqa: ANN401
+    """Check a name as dev_valid_name() in net/core/dev.c does."""
+    name = strict.text(value)
+    if len(name.encode()) > 15 or name in (".", "..") or re.search(r"[/:\s]", name):
+        raise strict.Wrong("not the name of a network interface, such as eth0")
+    return name
+
+
+def _endpoint(value: Any) -> Endpoint:  # noqa: ANN401
+    wrong = strict.Wrong("not a place such as 10.0.0.5:22 or '[fd00::5]:22'")
+    match = _PLACE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise wrong
+    kind = ipaddress.IPv6Address if match["v6"] else ipaddress.IPv4Address
+    try:
+        address = str(kind(match["v6"] or match["v4"]))
+    except ValueError:
+        raise wrong from None
+    return Endpoint(address, strict.whole(1, 65_535)(int(match["port"])))
+
+
+FIREWALLS = ("auto", "nftables", "iptables", "iptables-nft", "iptables-legacy")
+_SERVICE = strict.fields(
+    {
+        "protocol": strict.one_of("tcp", "udp"),
+        "port": strict.whole(1, 65_535),
+        "forward": _several(_endpoint),
+        "masquerade": strict.flag,
+    },
+    required={"protocol", "port"},
+)
+
+
+def _param(value: Any) -> tasks.Param:  # noqa: ANN401
+    """Check one parameter: exactly one of ``int``, ``choice`` and ``pattern``."""
+    if not isinstance(value, dict) or len(value.keys() & _PARAMS) != 1:
+        raise strict.Wrong("not a mapping with one of int, choice, pattern")
+    (kind,) = value.keys() & _PARAMS
+    raw = _PARAMS[kind](value)
+    if kind == "int":
+        low, high = raw["int"]
+        return Int(low, high)
+    if kind == "choice":
+        return Choice(raw["choice"])
+    return Text(raw["pattern"], raw.get("length", 64), raw.get("dash", False))
+
+
+def _pattern(value: Any) -> Pattern:  # noqa: ANN401
+    try:
+        return Pattern(strict.text(value))
+    except ValueError as why:
+        raise strict.Wrong(str(why)) from None
+
+
+def _range(value: Any) -> tuple[int, int]:  # noqa: ANN401
+    ends = _INTS(value)
+    if len(ends) != 2 or ends[0] > ends[1]:
+        raise strict.Wrong("not a range such as [1, 9]")
+    return ends[0], ends[1]
+
+
+def _word(value: Any) -> str:  # noqa: ANN401
+    if not isinstance(value, str) or not (value.isascii() and value.isprintable()) or not value:
+        raise strict.Wrong("not a word of printable ascii (numbers need quotes)")
+    return value
+
+
+def _absolute(value: Any) -> str:  # noqa: ANN401
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise strict.Wrong("not an absolute path")
+    return value
+
+
+def _argv(value: Any) -> tuple[str, ...]:  # noqa: ANN401
+    """Check an argv: a program by its absolute path, and templates."""
+    items: tuple[str, ...] = strict.listing(strict.text, least=1)(value)
+    for at, item in enumerate(items):
+        try:
+            parts = list(tasks.template(item))
+        except ValueError as why:
+            raise strict.Wrong(str(why), str(at)) from None
+        if "\0" in item:
+            raise strict.Wrong("no argument can hold a zero byte", str(at))
+        if at == 0 and (not item.startswith("/") or any(name for _, name in parts)):
+            reason = "not the absolute path of a program, without placeholders"
+            raise strict.Wrong(reason, "0")
+    return items
+
+
+_INTS = strict.listing(strict.whole(-(10**15) + 1, 10**15 - 1))
+_PARAMS = {
+    "int": strict.fields({"int": _range}),
+    "choice": strict.fields({"choice": strict.listing(_word, least=1)}),
+    "pattern": strict.fields(
+        {
+            "pattern": _pattern,
+            "length": strict.whole(1, MAX_VALUE),
+            "dash": strict.flag,
+        },
+        required={"pattern"},
+    ),
+}
+_TASK = strict.fields(
+    {
+        "argv": _argv,
+        "params": strict.mapping(strict.name, _param),
+        "user": strict.text,
+        "group": strict.text,
+        "cwd": _absolute,
+        "seconds": strict.whole(1, DAY),
+        "output": strict.whole(0, 16 << 20),
+        "concurrent": strict.flag,
+    },
+    required={"argv", "user"},
+)
 _GRANT: dict[str, strict.Check] = {
     "services": strict.listing(strict.name),
     "tasks": strict.listing(strict.name),
     "from": _several(_network),
     "hours": _several(schedule.span),
     "until": schedule.last_day,
-    "longest": strict.whole(1, 366 * DAY),
+    "longest": strict.whole(1, LONGEST_LEASE),
 }
 _GROUP = strict.fields(_GRANT, required=set())
 _OPERATOR = strict.fields(
@@ -47,26 +181,33 @@ _OPERATOR = strict.fields(
     },
     required={"fingerprint"},
 )
+FIELDS: dict[str, strict.Check] = {
+    "version": strict.whole(1, 1),
+    "serial": strict.whole(1, 1 << 31),
+    "host": strict.text,
+    "port": strict.whole(1, 65_535),
+    "sentry_user": strict.text,
+    "window": strict.whole(5, DAY),
+    "default_lease": strict.whole(1, DAY),
+    "require_source": strict.flag,
+    "audit_days": strict.whole(1, 36_500),
+    "firewall": strict.one_of(*FIREWALLS),
+    "mark": strict.whole(1, 0xFFFF_FFFF),
+    "break_glass": strict.listing(_network),
+    "timezone": schedule.timezone,
+    "services": strict.mapping(strict.name, _SERVICE),
+    "default_service": strict.name,
+    "operators": strict.mapping(strict.name, _OPERATOR),
+    "groups": strict.mapping(strict.name, _GROUP),
+    "interfaces": strict.listing(_interface, least=1),
+    "tasks": strict.mapping(strict.name, _TASK),
+}
+"""Fields of a policy; a test holds the role and docs/policy.md to them."""
 _POLICY = strict.fields(
-    {
-        "version": strict.whole(1, 1),
-        "serial": strict.whole(1, 1 << 31),
-        "host": strict.text,
-        "port": strict.whole(1, 65_535),
-        "sentry_user": strict.text,
-        "window": strict.whole(5, DAY),
-        "default_lease": strict.whole(1, DAY),
-        "require_source": strict.flag,
-        "timezone": schedule.timezone,
-        "services": strict.mapping(strict.name, _SERVICE),
-        "default_service": strict.name,
-        "operators": strict.mapping(strict.name, _OPERATOR),
-        "groups": strict.mapping(strict.name, _GROUP),
-        "tasks": strict.fields({}),
-    },
+    FIELDS,
     required={"version", "serial", "host", "port", "services", "operators"},
 )
-_ELSEWHERE = ("version", "tasks")
+_ELSEWHERE = ("version",)
 """Fields of the file that are no fields of ``Policy``."""
 
 
@@ -95,6 +236,7 @@ def _build(raw: dict[str, Any]) -> Policy:
         raise strict.Wrong.of(mistakes)
     fields = {name: value for name, value in raw.items() if name not in _ELSEWHERE}
     fields["services"] = {name: Service(**each) for name, each in raw["services"].items()}
+    fields["tasks"] = {name: Task(**each) for name, each in raw.get("tasks", {}).items()}
     fields["groups"] = {name: _grant(each) for name, each in raw.get("groups", {}).items()}
     fields["operators"] = {
         name: Operator(each["fingerprint"], _grant(each), each.get("groups", ()))
@@ -115,11 +257,8 @@ def _wrong_references(raw: Mapping[str, Any]) -> Iterator[strict.Wrong]:
     default = raw.get("default_service")
     if default is not None and default not in known["services"]:
         yield strict.Wrong(f"no service {default!r} is defined", "default_service")
-    for name, service in raw["services"].items():
-        if name == ALL:
-            yield strict.Wrong("that word stands for every service", f"services.{name}")
-        if service["protocol"] == "tcp" and service["port"] == raw["port"]:
-            yield strict.Wrong("the knock port itself can't be a service", f"services.{name}.port")
+    yield from _wrong_services(raw)
+    yield from _wrong_placeholders(known["tasks"])
     for kind, holders in (("operators", raw["operators"]), ("groups", groups)):
         for name, holder in holders.items():
             yield from _unknown_names(f"{kind}.{name}", holder, known)
@@ -129,6 +268,38 @@ def _wrong_references(raw: Mapping[str, Any]) -> Iterator[strict.Wrong]:
                 where = f"operators.{name}.groups.{at}"
                 yield strict.Wrong(f"no group {group!r} is defined", where)
     yield from _repeated_keys(raw["operators"])
+
+
+def _wrong_placeholders(known: Mapping[str, Any]) -> Iterator[strict.Wrong]:
+    """Yield placeholders without a parameter, and parameters without a placeholder."""
+    for name, task in known.items():
+        if name == ALL:
+            yield strict.Wrong("that word stands for every task", f"tasks.{name}")
+        params, used = task.get("params", {}), set()
+        for at, item in enumerate(task["argv"]):
+            named = {param for _, param in tasks.template(item) if param}
+            used |= named
+            for param in sorted(named - params.keys()):
+                yield strict.Wrong(f"no parameter {param!r}", f"tasks.{name}.argv.{at}")
+        for param in sorted(params.keys() - used):
+            yield strict.Wrong("no argument uses it", f"tasks.{name}.params.{param}")
+
+
+def _wrong_services(raw: Mapping[str, Any]) -> Iterator[strict.Wrong]:
+    seen: dict[tuple[str, int], str] = {}
+    for name, service in raw["services"].items():
+        where, target = f"services.{name}", service.get("forward", ())
+        if name == ALL:
+            yield strict.Wrong("that word stands for every service", where)
+        if service["protocol"] == "tcp" and service["port"] == raw["port"]:
+            yield strict.Wrong("the knock port itself can't be a service", f"{where}.port")
+        other = seen.setdefault((service["protocol"], service["port"]), name)
+        if other != name:
+            yield strict.Wrong(f"{other} has the same protocol and port", f"{where}.port")
+        if len({each.version for each in target}) < len(target):
+            yield strict.Wrong("two places of the same ip version", f"{where}.forward")
+        if service.get("masquerade") and not target:
+            yield strict.Wrong("only for a service with 'forward'", f"{where}.masquerade")
 
 
 def _unknown_names(
@@ -155,6 +326,9 @@ def _repeated_keys(operators: Mapping[str, Any]) -> Iterator[strict.Wrong]:
 def warnings(policy: Policy, today: dt.date) -> Iterator[str]:
     """Yield what a policy's owner would want to know; the policy is good all the same."""
     yield from _unreachable_services(policy)
+    for network in policy.break_glass:
+        if network.prefixlen == 0:
+            yield f"break_glass: {network} is everybody: nothing is guarded from them"
     used = {group for operator in policy.operators.values() for group in operator.groups}
     for name in policy.groups.keys() - used:
         yield f"groups.{name}: nobody is in it"
@@ -166,25 +340,70 @@ def warnings(policy: Policy, today: dt.date) -> Iterator[str]:
                 yield f"operators.{name}: the last day of {origin} was {grant.limits.until}"
             if (grant.limits.longest or 0) > DAY:
                 yield f"operators.{name}: leases of {origin} may last longer than a day"
+    for name, task in policy.tasks.items():
+        yield from (f"tasks.{name}: {why}" for why in _foolish_task(name, task, policy))
     if policy.window > 600:
         yield "window: more than the 600 seconds that pictures count in has no effect"
 
 
 def _unreachable_services(policy: Policy) -> Iterator[str]:
-    given = {
-        service
-        for operator in policy.operators.values()
-        for _, grant in policy.grants_of(operator)
-        for service in grant.services
-    }
+    given = {service for _, grant in _all_grants(policy) for service in grant.services}
     for name, service in policy.services.items():
         if given.isdisjoint({name, ALL}):
             extra = ": nobody could log in" if service == Service("tcp", 22) else ""
             yield f"services.{name}: no operator may open it{extra}"
 
 
+def _foolish_task(name: str, task: Task, policy: Policy) -> Iterator[str]:
+    given = {each for _, grant in _all_grants(policy) for each in grant.tasks}
+    if given.isdisjoint({name, ALL}):
+        yield "no operator may run it"
+    if not _exists(pwd.getpwnam, task.user):
+        yield f"no user {task.user!r} on this machine"
+    if task.group is not None and not _exists(grp.getgrnam, task.group):
+        yield f"no group {task.group!r} on this machine"
+    for param, kind in task.params.items():
+        if task.user == "root" and isinstance(kind, Text) and kind.free:
+            yield f"runs as root, and {param} may be nearly anything"
+    yield from _foolish_path(Path(task.argv[0]), "program")
+    yield from _foolish_path(Path(task.cwd), "cwd")
+
+
+def _foolish_path(path: Path, what: str) -> Iterator[str]:
+    """Yield what is wrong with a path: whoever may write it, or above it, decides what is done."""
+    if what == "program" and not (path.is_file() and os.access(path, os.X_OK)):
+        yield f"no program {path} on this machine"
+    elif what == "cwd" and not path.is_dir():
+        yield f"no directory {path} on this machine"
+    for each in (path, *path.parents):
+        try:
+            found = each.stat()
+        except OSError:
+            continue
+        sticky = each != path and found.st_mode & stat.S_ISVTX
+        if found.st_mode & 0o022 and not sticky:
+            yield f"{what} {each} can be written by others than its owner"
+        elif what == "program" and found.st_uid not in (0, os.geteuid()):
+            yield f"{what} {each} belongs to a user that isn't root"
+
+
+def _exists(look_up: Callable[[str], object], name: str) -> bool:
+    try:
+        look_up(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _all_grants(policy: Policy) -> Iterator[tuple[str, Grant]]:
+    for operator in policy.operators.values():
+        yield from policy.grants_of(operator)
+
+
 def describe(policy: Policy) -> str:
     """Return one line about a good policy."""
-    counts = {"services": policy.services, "operators": policy.operators, "groups": policy.groups}
-    parts = [f"{len(each)} {name}" for name, each in counts.items() if each or name != "groups"]
+    counts = {"services": policy.services, "operators": policy.operators}
+    counts |= {"groups": policy.groups} if policy.groups else {}
+    counts |= {"tasks": policy.tasks} if policy.tasks else {}
+    parts = [f"{len(each)} {name}" for name, each in counts.items()]
     return f"policy {policy.serial} of {policy.host}, {', '.join(parts)}"

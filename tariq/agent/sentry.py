@@ -1,18 +1,18 @@
 """The sentry: the only process that touches what strangers send.
 
 It runs as an unprivileged user with no capability, holds no OpenPGP key and can't
-reach the firewall; the warden hands it open sockets and the knock key. Per packet,
+reach the firewall; ``sentry_start`` opened its sockets and gave up what that took, and
+the warden tells it the knock key. Per packet,
 from the cheapest check to the dearest: the kernel's filter, the proof (one HMAC on
 the raw bytes), the memory of pictures seen, the token bucket; only then Pillow,
 stegano and the warden.
 
-    python -m tariq.agent.sentry LINK SNIFFER4 SENDER4 [SNIFFER6 SENDER6]
-
-The arguments are file descriptors. It ends when the warden's end of the link closes.
+It ends when the warden's end of the link closes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import encodings.idna  # noqa: F401 - sendto() may load it, when no file can be opened any more
 import os
@@ -30,7 +30,7 @@ from tariq import picture
 from tariq.agent.link import MAX_FRAME, REPORT, Knock, Reply, Setup
 from tariq.errors import BudgetError, MessageError
 from tariq.picture import Direction, proof
-from tariq.transport import answer, bpf, wire
+from tariq.transport import answer, bpf, sockets, wire
 from tariq.transport.sniffer import RawSender, Sniffer
 from tariq.transport.wire import Segment
 
@@ -58,11 +58,12 @@ _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 38, 4  # linux/prctl.h
 
 @dataclass(slots=True)
 class Pending:
-    """One accepted picture: where it came from and what was answered."""
+    """One accepted picture: where it came from, under which key, and what was answered."""
 
     number: int
     source: str
     until: float
+    key: bytes
     asked_by: list[Segment] = field(default_factory=list)
     payload: bytes | None = None
 
@@ -95,8 +96,9 @@ class Sentry:
         sender: RawSender,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._key = bytes.fromhex(setup.knock_key)
+        self._keys = setup.keys()
         self._port, self._clock = setup.port, clock
+        self._interfaces = frozenset(setup.interfaces)
         self._link, self._sender = link, sender
         self._bucket = Bucket(RATE, BURST, time.monotonic)
         self._used: OrderedDict[str, float] = OrderedDict()
@@ -110,19 +112,31 @@ class Sentry:
         self.tick_due = True
         self._report_at = time.monotonic() + REPORT_SECONDS
 
-    def on_packet(self, packet: bytes) -> None:
+    def on_packet(self, packet: bytes, interface: str = "") -> None:
         """Look at one packet; whatever is wrong with it, the answer is silence."""
         self.counts["looked at"] += 1
+        if self._interfaces and interface not in self._interfaces:
+            self.counts["on another interface"] += 1
+            return
         try:
             syn = wire.parse(packet)
             if syn.dport != self._port or syn.flags != wire.SYN:
                 return
-            proof.check(syn.payload, self._key, Direction.TO_HOST, self._clock())
-            self._on_proven(syn)
-        except MessageError:
-            self.counts["refused"] += 1
+            self._on_proven(syn, self._check(syn.payload))
+        except MessageError as why:
+            self.counts[f"refused at the {why.thing}"] += 1
 
-    def _on_proven(self, syn: Segment) -> None:
+    def _check(self, payload: bytes) -> bytes:
+        """Return the knock key that a picture was made with; raise MessageError if none was."""
+        *others, last = self._keys
+        for key in others:
+            with contextlib.suppress(MessageError):
+                proof.check(payload, key, Direction.TO_HOST, self._clock())
+                return key
+        proof.check(payload, last, Direction.TO_HOST, self._clock())
+        return last
+
+    def _on_proven(self, syn: Segment, key: bytes) -> None:
         """Handle a picture whose maker knew the knock key, or whose copier saw it pass."""
         tag = proof.tag_of(syn.payload)
         if tag in self._used:
@@ -132,9 +146,9 @@ class Sentry:
             self.counts["over the limit"] += 1
             return
         self._number = self._number % 0xFFFFFFFF + 1  # never link.REPORT
-        pending = Pending(self._number, syn.src, time.monotonic() + RETRY_SECONDS, [syn])
+        pending = Pending(self._number, syn.src, time.monotonic() + RETRY_SECONDS, key, [syn])
         self._remember(tag, pending)
-        message = picture.unwrap(syn.payload, self._key, Direction.TO_HOST, self._clock())
+        message = picture.unwrap(syn.payload, key, Direction.TO_HOST, self._clock())
         if self._tell(Knock(pending.number, syn.src, message)):
             self._waiting[pending.number] = pending
             self.counts["passed on"] += 1
@@ -183,7 +197,7 @@ class Sentry:
             return
         try:
             pending.payload = picture.wrap(
-                reply.message, self._key, Direction.TO_CLIENT, self._clock()
+                reply.message, pending.key, Direction.TO_CLIENT, self._clock()
             )
         except BudgetError:  # the warden keeps receipts small; a client sees silence
             return
@@ -206,16 +220,20 @@ class Sentry:
 
     def _renew_filters(self, sniffers: Sequence[Sniffer]) -> None:
         """Give the kernel the marks of three windows, and the nonces that it is to drop."""
-        marks = proof.mark_keys(self._key, Direction.TO_HOST, self._clock())
+        marks = [
+            mark
+            for key in self._keys
+            for mark in proof.mark_keys(key, Direction.TO_HOST, self._clock())
+        ]
         oldest = time.monotonic() - MEMORY_SECONDS
         while self._blocked and next(iter(self._blocked.values())) < oldest:
             self._blocked.popitem(last=False)
         for tag in [tag for tag in self._copies if tag not in self._used]:
             del self._copies[tag]
+        blocked = list(self._blocked)
         for sniffer in sniffers:
-            blocked = list(self._blocked)
             keyed = bpf.knocks(sniffer.family, self._port, marks, blocked)
-            if not bpf.replace(sniffer.ins, keyed, bpf.unkeyed(sniffer.family, self._port)):
+            if not sockets.replace(sniffer.ins, keyed, bpf.unkeyed(sniffer.family, self._port)):
                 self.counts["filters without room for the mark (net.core.optmem_max)"] += 1
 
 
@@ -281,19 +299,13 @@ def serve(link: socket.socket, sniffers: list[Sniffer], sender: RawSender) -> No
 def _drain(sniffer: Sniffer, sentry: Sentry) -> None:
     """Read what has come in, up to a limit, so that replies aren't kept waiting."""
     for _ in range(DRAIN):
-        packet = sniffer.recv_bytes()
-        if packet is None:
+        received = sniffer.receive()
+        if received is None:
             return
-        sentry.on_packet(packet)
+        sentry.on_packet(*received)
 
 
-def main(descriptors: list[int]) -> None:
-    """Wrap the inherited descriptors and serve."""
-    link, sniffer4, sender4, *ipv6 = (socket.socket(fileno=fd) for fd in descriptors)
-    sniffers = [Sniffer(sniffer4, socket.AF_INET)]
-    sniffers += [Sniffer(sock, socket.AF_INET6) for sock in ipv6[:1]]
-    serve(link, sniffers, RawSender(sender4, ipv6[1] if ipv6 else None))
-
-
-if __name__ == "__main__":
-    main([int(argument) for argument in sys.argv[1:]])
+def main(link: socket.socket, opened: Sequence[tuple[int, socket.socket, socket.socket]]) -> None:
+    """Serve with sockets that are open: family, sniffer and sender each."""
+    sniffers = [Sniffer(sniffer, family) for family, sniffer, _ in opened]
+    serve(link, sniffers, RawSender({family: sender for family, _, sender in opened}))

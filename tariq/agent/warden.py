@@ -12,22 +12,43 @@ is silence. After that it is a signed receipt.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import ipaddress
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
-from tariq import openpgp
-from tariq.agent.firewall import Firewall, Lease
+from tariq import openpgp, picture
+from tariq.agent.firewall import Keeper, Lease
 from tariq.agent.ledger import Ledger
 from tariq.agent.link import Knock
 from tariq.agent.policy import Policy, Service
-from tariq.errors import AgentError, FirewallError, MessageError
-from tariq.message import Action, Bundle, Code, Receipt, Request, to_b64
+from tariq.agent.refusals import Refusals
+from tariq.agent.shelf import MOST, End, Run, Shelf
+from tariq.agent.tasks import BadParams, Task
+from tariq.errors import AgentError, FirewallError, MessageError, NoGpgError, TariqError
+from tariq.message import (
+    Action,
+    Bundle,
+    Code,
+    Receipt,
+    Request,
+    State,
+    TaskRun,
+    label,
+    to_b64,
+)
 from tariq.picture.proof import WINDOW
 
 MEMORY = 3 * WINDOW
 """Seconds for which ids are kept: longer than any picture's proof counts (two windows)."""
+WAIT = 1.5
+"""Seconds that a task may take before its receipt says ``running``: a client waits 2.1."""
+_OUT_BYTES = picture.CAPACITY
+"""What of an output is looked at for a receipt, of which less fits."""
+_RECENT = 8
 log = logging.getLogger("tariq.warden")
 
 
@@ -47,6 +68,20 @@ class Verdict:
     ok: bool = False
     detail: str = ""
     leases: dict[str, int] = field(default_factory=dict)
+    keys: bytes | None = None
+    run: str | None = None
+    tasks: tuple[TaskRun, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Somebody who waits for a run to end, until a time of ``time.monotonic``."""
+
+    request: Request
+    caller: Caller
+    verdict: Verdict
+    reply: Callable[[bytes], None]
+    until: float
 
 
 class Warden:
@@ -59,12 +94,17 @@ class Warden:
         host_key: openpgp.HostKey,
         operators: openpgp.OperatorRing,
         ledger: Ledger,
-        firewall: Firewall,
+        firewall: Keeper,
+        shelf: Shelf,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._policy, self._clock = policy, clock
         self._host_key, self._operators = host_key, operators
-        self._ledger, self._firewall = ledger, firewall
+        self._ledger, self._firewall, self._shelf = ledger, firewall, shelf
+        self._refusals = Refusals(ledger.note)
+        self._waiting: list[Waiting] = []
+        self._overhead = 0
+        self.silences = 0
         self._actions = {
             Action.OPEN: self._open,
             Action.CLOSE: self._close,
@@ -72,18 +112,102 @@ class Warden:
             Action.RUN: self._run,
         }
 
-    def answer(self, knock: Knock) -> bytes:
-        """Return the sealed receipt, or nothing for silence."""
+    def answer(self, knock: Knock, reply: Callable[[bytes], None]) -> None:
+        """Call ``reply`` once, now or later, with the sealed receipt, or nothing for silence."""
+        until = time.monotonic() + WAIT
         try:
             request, caller = self._accept(knock)
         except MessageError as why:
-            log.info("silence for %s: %s", knock.source, why)
-            return b""
-        except AgentError:
-            log.exception("silence for %s: can't be recorded", knock.source)
-            return b""
-        receipt = self._receipt(request, caller, self._decide(request, caller))
-        return self._settle(request, receipt, caller)
+            self._refuse(knock, why)
+            reply(b"")
+            return
+        except (AgentError, NoGpgError) as why:
+            log.error("silence for %s: %s", knock.source, why)  # noqa: TRY400 - it says enough
+            self.silences += 1
+            reply(b"")
+            return
+        verdict = self._decide(request, caller)
+        if verdict.run is not None:
+            self._waiting.append(Waiting(request, caller, verdict, reply, until))
+            return
+        reply(self._settle(request, self._receipt(request, caller, verdict), caller))
+
+    def _refuse(self, knock: Knock, why: MessageError) -> None:
+        """Record a knock that gets silence: it proved itself to the sentry, and to nobody else."""
+        log.info("silence for %s: %s", knock.source, why)
+        self.silences += 1
+        with self._recording("refused knock"):
+            self._refusals.add(knock.source, why.thing, why.reason)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _recording(what: str) -> Iterator[None]:
+        """Log that something isn't in the trail: it is done, or nothing is to be done."""
+        try:
+            yield
+        except AgentError as why:
+            log.error("%s not recorded: %s", what, why)  # noqa: TRY400 - the reason is enough
+
+    def recover(self) -> None:
+        """Record what an agent before this one left open: requests, and runs that ended since."""
+        self._end_leases_of_strangers()
+        if left := self._ledger.close_open():
+            log.warning("%d requests were claimed and never answered: outcome unknown", left)
+        for run in self._shelf.ended():
+            if not self._ledger.has("ended", run.label):
+                self._record_end(run)
+
+    def adopt(self, policy: Policy, operators: openpgp.OperatorRing) -> None:
+        """Go by another policy and keyring from the next knock on; runs and waiters stay."""
+        self._policy, self._operators = policy, operators
+        self._end_leases_of_strangers()
+
+    def finish(self) -> None:
+        """Tell those who wait for a run that it is still running: this agent ends."""
+        self._waiting = [replace(each, until=0.0) for each in self._waiting]
+        self.step()
+        with self._recording("refused knocks"):
+            self._refusals.step(now=True)
+
+    @property
+    def running(self) -> int:
+        """How many runs haven't ended."""
+        return self._shelf.running()
+
+    def step(self) -> bool:
+        """See which runs ended, answer who waits for one, and tell whether anybody still does."""
+        with self._recording("refused knocks"):
+            self._refusals.step()
+        for run in self._shelf.step():
+            self._on_ended(run)
+        now = time.monotonic()
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            label_ = each.verdict.run or ""
+            if self._shelf.state(label_) is State.RUNNING and now < each.until:
+                self._waiting.append(each)
+                continue
+            receipt = self._task_receipt(each, self._shelf.get(label_))
+            each.reply(self._settle(each.request, receipt, each.caller))
+        return bool(self._waiting)
+
+    def _on_ended(self, run: Run) -> None:
+        self._record_end(run)
+        self._shelf.prune()
+
+    def _record_end(self, run: Run) -> None:
+        assert run.end is not None
+        known = {"exit": run.end.exit, "detail": run.end.why or None, "size": run.end.size}
+        known |= {"sha256": run.end.sha256 or None}
+        with self._recording(f"end of run {run.label}"):
+            self._ledger.note(
+                "ended",
+                id=run.label,
+                operator=run.operator,
+                source=run.source,
+                task=run.name,
+                **{name: value for name, value in known.items() if value is not None},
+            )
 
     # --- is it an operator's, for us, and new? -------------------------------------------
 
@@ -93,19 +217,19 @@ class Warden:
         caller = self._caller(self._operators.verify(bundle.signed, bundle.signature), knock)
         request = Request.decode(bundle.request)
         now = int(self._clock())
-        if request.to != openpgp.short(self._host_key.fingerprint):
-            raise MessageError("request", "for another host")
+        if self._host_key.addressed(request.to) is None:
+            raise MessageError("host", "it is for another one")
         # never sooner than the last moment at which a message of that time is accepted
         self._ledger.forget_before(now - max(MEMORY, 2 * self._policy.window))
         used = (request.id, request.t, caller.name, caller.source, bundle.request)
         if not self._ledger.claim(*used):
-            raise MessageError("request", "used before")
+            raise MessageError("ledger", "used before")
         return request, caller
 
     def _caller(self, fingerprint: str, knock: Knock) -> Caller:
         found = self._policy.operator_of(fingerprint)
         if found is None:
-            raise MessageError("request", f"signed by {fingerprint}, no operator here")
+            raise MessageError("signature", f"by {fingerprint}, no operator here")
         return Caller(found[0], knock.source)
 
     # --- what is done ---------------------------------------------------------------------
@@ -157,14 +281,21 @@ class Warden:
         if isinstance(services, Verdict):
             return services
         seconds = {}
-        for name in services:
+        for name, service in services.items():
+            if elsewhere := _wrong_family(name, service, caller.source):
+                return Verdict(Code.ADDRESS, detail=elsewhere)
             allowed = self._policy.may(caller.name, "services", name, caller.source, self._clock())
             if not allowed.ok:
                 return Verdict(Code.DENIED, detail=allowed.why)
             seconds[name] = min(request.seconds or self._policy.default_lease, allowed.longest)
-        for name, service in services.items():
-            self._firewall.open(Lease(caller.source, service, seconds[name]))
         now = int(self._clock())
+        key = self._policy.operators[caller.name].fingerprint
+        for name, service in services.items():  # first, so that a revoked key's are always found
+            where = (service.protocol, service.port)
+            self._ledger.lease(key, caller.source, where, now + seconds[name])
+        self._firewall.open(
+            Lease(caller.source, service, seconds[name]) for name, service in services.items()
+        )
         leases = {name: now + seconds[name] for name in services}
         return Verdict(Code.OPENED, ok=True, leases=leases)
 
@@ -172,11 +303,12 @@ class Warden:
         services = self._services(request)
         if isinstance(services, Verdict):
             return services
-        for service in services.values():
-            self._firewall.close(caller.source, service)
-        return Verdict(Code.CLOSED, ok=True)
+        leases = [Lease(caller.source, service, 0) for service in services.values()]
+        self._firewall.close(leases, cut=request.cut)
+        return Verdict(Code.CLOSED, ok=True, detail="connections cut" if request.cut else "")
 
     def _status(self, _: Request, caller: Caller) -> Verdict:
+        self.step()
         now = int(self._clock())
         names = {service: name for name, service in self._policy.services.items()}
         leases = {
@@ -184,11 +316,83 @@ class Warden:
             for lease in self._firewall.leases()
             if lease.address == caller.source and lease.service in names
         }
-        return Verdict(Code.STATUS, ok=True, leases=leases)
+        recent = self._shelf.recent(caller.name)[:_RECENT]
+        tasks = tuple(self._shelf.line(run) for run in recent)
+        return Verdict(
+            Code.STATUS,
+            ok=True,
+            leases=leases,
+            tasks=tasks,
+            keys=openpgp.keys_digest(self._trusted()),
+            detail=self._firewall.news[:160],
+        )
 
-    def _run(self, request: Request, _: Caller) -> Verdict:
-        name = request.what[0] if request.what else ""
-        return Verdict(Code.UNKNOWN, detail=f"no task {name!r} here")
+    def _trusted(self) -> set[str]:
+        """Return the keys that this process trusts: those that are both in keyring and policy."""
+        listed = {operator.fingerprint for operator in self._policy.operators.values()}
+        return listed & self._operators.states().keys()
+
+    def _end_leases_of_strangers(self) -> None:
+        """End what keys opened that are no longer trusted, and connections that came that way.
+
+        Also connections whose lease is over: it is remembered for a day at least. Not where a
+        trusted key came by the same way: its connections can't be told from theirs, and the
+        one by which this very change arrives may be among them.
+        """
+        try:
+            trusted = self._trusted()
+            theirs = self._ledger.leases_of_strangers(trusted, int(self._clock()))
+            for service in self._policy.services.values():
+                for (source, protocol, port), cut in sorted(theirs.items()):
+                    if (service.protocol, service.port) == (protocol, port):
+                        log.info(
+                            "ended: %s/%d for %s, by a key not trusted", protocol, port, source
+                        )
+                        self._firewall.close([Lease(source, service, 0)], cut=cut)
+            self._ledger.forget_strangers(trusted)
+        except TariqError as why:
+            log.error("leases of keys that aren't trusted may go on: %s", why)  # noqa: TRY400
+
+    def _run(self, request: Request, caller: Caller) -> Verdict:
+        """Start a task; its receipt follows when it has ended, or WAIT is over."""
+        name = request.what[0] if len(request.what) == 1 else ""
+        task = self._policy.tasks.get(name)
+        if task is None:
+            return Verdict(Code.UNKNOWN, detail=f"no task {name!r} here")
+        allowed = self._policy.may(caller.name, "tasks", name, caller.source, self._clock())
+        if not allowed.ok:
+            return Verdict(Code.DENIED, detail=allowed.why)
+        try:
+            argv = task.fill(request.args)
+        except BadParams as why:
+            return Verdict(Code.DENIED, detail=f"{name}: {why}")
+        self.step()
+        if self._shelf.running() >= MOST or (not task.concurrent and self._shelf.running(name)):
+            return Verdict(Code.BUSY, detail=f"{name} is running")
+        return self._start(self._as_run(request, caller, task, argv))
+
+    def _as_run(self, request: Request, caller: Caller, task: Task, argv: list[str]) -> Run:
+        return Run(
+            label=label(request.id),
+            name=request.what[0],
+            argv=argv,
+            user=task.user,
+            group=task.group,
+            cwd=task.cwd,
+            seconds=task.seconds,
+            output=task.output,
+            operator=caller.name,
+            source=caller.source,
+            t=self._clock(),
+        )
+
+    def _start(self, run: Run) -> Verdict:
+        try:
+            self._shelf.start(run)
+        except AgentError as why:
+            log.exception("not started for %s", run.operator)
+            return Verdict(Code.FAILED, detail=why.reason[:120])
+        return Verdict(Code.RAN, ok=True, run=run.label)
 
     # --- what is answered -------------------------------------------------------------------
 
@@ -201,28 +405,67 @@ class Warden:
             seen=caller.source,
             policy=self._policy.serial,
             leases=verdict.leases,
+            tasks=verdict.tasks,
+            keys=verdict.keys,
             detail=verdict.detail,
         )
 
+    def _task_receipt(self, each: Waiting, run: Run) -> Receipt:
+        """Return what there is to say of a run: all, or that it is still running."""
+        state, verdict = self._shelf.state(run.label), each.verdict
+        if state is State.LOST and run.end is not None:
+            verdict = Verdict(Code.FAILED, detail=run.end.why)
+        receipt = self._receipt(each.request, each.caller, verdict)
+        head = self._shelf.head(run.label, _OUT_BYTES)
+        end = run.end or End(0, size=len(head) + 1)
+        out = codecs.getincrementaldecoder("utf-8")("replace").decode(head, len(head) == end.size)
+        receipt = replace(receipt, task=run.label, state=state, out=out)
+        if run.end is None:
+            return receipt
+        cut = f"; output cut at {end.size} bytes" if end.seen > end.size else ""
+        return replace(
+            receipt,
+            exit=end.exit,
+            size=end.size,
+            sum=bytes.fromhex(end.sha256)[:16] if end.sha256 else None,
+            detail=(end.why + cut).removeprefix("; "),
+        )
+
     def _settle(self, request: Request, receipt: Receipt, caller: Caller) -> bytes:
-        """Record the outcome, log and seal.
+        """Record the outcome and seal; the ledger's rows are what is logged.
 
         The claim was recorded before anything was done; where the outcome can't be,
         the lease stands (the kernel ends it) and the log says so.
         """
-        what = ",".join(request.what) or "-"
-        log.info(
-            "%s from %s: %s %s: %s", caller.name, caller.source, request.do, what, receipt.code
-        )
+        receipt = receipt.fitted(picture.CAPACITY - self._overhead)
         try:
             self._ledger.settle(request.id, receipt.encode())
         except AgentError as why:
             log.error("outcome not recorded: %s", why)  # noqa: TRY400 - the reason is enough
         try:
-            return self._host_key.seal_receipt(receipt.encode(), to_b64(request.id))
-        except AgentError:
-            log.exception("no receipt for %s", caller.name)
+            return self._seal(receipt, request)
+        except (AgentError, NoGpgError) as why:
+            log.error("no receipt for %s: %s", caller.name, why)  # noqa: TRY400
             return b""
+
+    def _seal(self, receipt: Receipt, request: Request) -> bytes:
+        """Seal what of a receipt fits one packet; what sealing adds is measured, not known."""
+        # by the key that the client knows: while keys change there are two
+        signer = self._host_key.addressed(request.to) or self._host_key
+        while True:
+            raw = receipt.fitted(picture.CAPACITY - self._overhead).encode()
+            sealed = signer.seal_receipt(raw, to_b64(request.id))
+            known, self._overhead = self._overhead, max(self._overhead, len(sealed) - len(raw))
+            if len(sealed) <= picture.CAPACITY or known == self._overhead:
+                return sealed
+
+
+def _wrong_family(name: str, service: Service, source: str) -> str | None:
+    """Return why an address can't reach a service that is passed on to another host."""
+    version = ipaddress.ip_address(source).version
+    if not service.forward or service.forward_of(version):
+        return None
+    return f"{name} is at {service.forward[0]}, without IPv{version}: knock with -{10 - version}"
 
 
 def _clock(t: int) -> str:

@@ -11,7 +11,7 @@ from importlib import import_module
 from tariq import __version__
 from tariq.errors import TariqError
 
-_COMMANDS = ("knock", "close", "status", "proxy", "key", "agent")
+_COMMANDS = ("knock", "close", "status", "run", "proxy", "key", "fleet", "task", "agent")
 _MODULES = dict.fromkeys(("knock", "close", "status"), "request")
 INTERNAL_ERROR, INTERRUPTED = 70, 130
 """sysexits.h's EX_SOFTWARE, and what a shell says of SIGINT."""

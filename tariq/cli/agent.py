@@ -7,11 +7,16 @@ import datetime as dt
 import json
 import logging
 import os
+import shlex
 import sys
+import time
 from pathlib import Path
 
-from tariq.agent import identity, policy_file, schedule
+from tariq.agent import identity, policy_file, rotation, schedule
 from tariq.agent.identity import ETC, RUN, STATE, Places
+from tariq.agent.tasks import BadParams, Task
+from tariq.cli import trial
+from tariq.cli.common import duration
 from tariq.errors import PolicyError, UsageError
 from tariq.strict import Wrong, address
 
@@ -33,12 +38,13 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
     explain = verbs.add_parser(
         "explain",
         help="say whether the policy allows something, and why",
-        usage="tariq agent explain OPERATOR open|close|run NAME [from ADDRESS] [at WHEN]",
+        usage="tariq agent explain OPERATOR open|close|run NAME [PARAM=VALUE…]"
+        " [from ADDRESS] [at WHEN]",
     )
     explain.add_argument("operator", metavar="OPERATOR")
     explain.add_argument("action", choices=["open", "close", "run"])
     explain.add_argument("what", metavar="NAME", help="a service or a task")
-    explain.add_argument("clauses", nargs="*", metavar="from ADDRESS | at WHEN")
+    explain.add_argument("clauses", nargs="*", metavar="PARAM=VALUE | from ADDRESS | at WHEN")
     explain.add_argument("--file", metavar="FILE", type=Path, help="another policy")
     explain.set_defaults(run=_explain)
 
@@ -47,27 +53,53 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
     card.add_argument("--group", metavar="NAME", action="append", default=[])
     card.set_defaults(run=_card)
 
+    rotate = verbs.add_parser(
+        "rotate", help="change this host's keys, in three steps between which two count"
+    )
+    rotate.add_argument("step", choices=rotation.STEPS)
+    rotate.add_argument("kinds", nargs="*", metavar="knock|host", help="default: both")
+    rotate.add_argument("--json", action="store_true", help="print the result as JSON")
+    rotate.set_defaults(run=_rotate)
+    audit = verbs.add_parser("audit", help="print what was asked and done here, or verify it")
+    audit.add_argument("--verify", action="store_true", help="check the chain of hashes only")
+    audit.add_argument("--json", action="store_true", help="one JSON object a line")
+    audit.add_argument(
+        "--since", metavar="TIME", type=_since, default=0, help="such as 2h, 7d or 2027-01-31"
+    )
+    audit.set_defaults(run=_audit)
+
     run = verbs.add_parser("run", help="serve until SIGTERM")
+    run.add_argument(
+        "--sentry-unit",
+        action="store_true",
+        help="wait for a sentry that systemd starts, rather than start one",
+    )
     run.set_defaults(run=_run)
 
+    guard = verbs.add_parser(
+        "guard", help="close guarded ports, as the policy says; no agent needed"
+    )
+    guard.set_defaults(run=_guard)
     unguard = verbs.add_parser("unguard", help="open every guarded port again, for everybody")
     unguard.set_defaults(run=_unguard)
-    for verb in (init, check, explain, card, run, unguard):
+    trials = trial.add_to(verbs)
+    for verb in (init, check, explain, card, audit, rotate, run, guard, unguard, *trials):
         verb.add_argument(
             "--etc", metavar="DIR", type=Path, default=ETC, help="default: %(default)s"
         )
-    for verb in (init, card, run):
+    for verb in (init, card, audit, rotate, run, *trials):
         verb.add_argument(
             "--state", metavar="DIR", type=Path, default=STATE, help="default: %(default)s"
         )
-    run.add_argument(
-        "--run",
-        dest="run_dir",
-        metavar="DIR",
-        type=Path,
-        default=RUN,
-        help="default: %(default)s",
-    )
+    for verb in (run, guard, unguard):
+        verb.add_argument(
+            "--run",
+            dest="run_dir",
+            metavar="DIR",
+            type=Path,
+            default=RUN,
+            help="default: %(default)s",
+        )
 
 
 def _address(text: str) -> str:
@@ -91,6 +123,22 @@ def _init(args: argparse.Namespace) -> int:
     return 0
 
 
+def _rotate(args: argparse.Namespace) -> int:
+    """Take one step for the keys that are named; the agent counts what it read at its start."""
+    identity.need_root("tariq agent rotate")
+    known = {"knock": identity.rotate_knock_key, "host": identity.rotate_host_key}
+    for kind in args.kinds:
+        if kind not in known:
+            raise UsageError(kind, "no kind of key", f"name {' or '.join(known)}")
+    kinds = args.kinds or list(known)
+    changed = [kind for kind in kinds if known[kind](_places(args), args.step)]
+    if args.json:
+        print(json.dumps({"changed": changed}))
+    else:
+        print(f"{args.step}: {', '.join(changed) or 'nothing'} changed; restart the agent")
+    return 0
+
+
 def _check(args: argparse.Namespace) -> int:
     """Tell every mistake, or that there is none and what is foolish."""
     places = _places(args)
@@ -103,7 +151,7 @@ def _check(args: argparse.Namespace) -> int:
     print(f"{path}: good: {policy_file.describe(rules)}")
     warnings = list(policy_file.warnings(rules, dt.datetime.now(rules.timezone).date()))
     if args.file is None and os.geteuid() == 0:  # what only root may read belongs to it
-        identity.knock_key(places)
+        identity.knock_keys(places)
         warnings += identity.key_warnings(places, rules)
     for warning in warnings:
         print(f"{path}: warning: {warning}")
@@ -113,10 +161,12 @@ def _check(args: argparse.Namespace) -> int:
 def _explain(args: argparse.Namespace) -> int:
     """Say whether a policy allows something, and why."""
     rules = policy_file.load(args.file or _places(args).policy)
-    clauses = _clauses(args.clauses)
+    clauses = _clauses([word for word in args.clauses if "=" not in word])
     if args.operator not in rules.operators:
         raise UsageError(args.operator, "no operator of this policy", "see its operators")
     kind = "tasks" if args.action == "run" else "services"
+    if args.what not in (rules.tasks if kind == "tasks" else rules.services):
+        raise UsageError(args.what, f"not among the {kind} of this policy", f"see its {kind}")
     now = dt.datetime.now(rules.timezone)
     try:
         when = schedule.moment(clauses["at"], rules.timezone, now) if "at" in clauses else now
@@ -127,7 +177,20 @@ def _explain(args: argparse.Namespace) -> int:
     decision = rules.may(args.operator, kind, args.what, source, when.timestamp())
     lease = f", for {decision.longest} s at most" if decision.ok and kind == "services" else ""
     print(f"{'yes' if decision.ok else 'no'}: {decision.why}{lease} ({when:%a %Y-%m-%d %H:%M %Z})")
+    if decision.ok and kind == "tasks":
+        return _explain_task(rules.tasks[args.what], [w for w in args.clauses if "=" in w])
     return 0 if decision.ok else 1
+
+
+def _explain_task(task: Task, words: list[str]) -> int:
+    """Show what would be run, or why these parameters are refused."""
+    try:
+        argv = task.fill(dict(word.split("=", 1) for word in words))
+    except BadParams as why:
+        print(f"no: {why}")
+        return 1
+    print(f"runs as {task.user}, in {task.cwd}, for {task.seconds} s at most: {shlex.join(argv)}")
+    return 0
 
 
 def _clauses(words: list[str]) -> dict[str, str]:
@@ -144,6 +207,34 @@ def _clauses(words: list[str]) -> dict[str, str]:
     return found
 
 
+def _since(text: str) -> int:
+    """Read a time before now, or a day, as Unix seconds."""
+    try:
+        return int(dt.datetime.fromisoformat(text).astimezone().timestamp())
+    except ValueError:
+        return int(time.time()) - duration(text)
+
+
+def _audit(args: argparse.Namespace) -> int:
+    """Print the trail, or say whether it is whole."""
+    from tariq.agent import journal, ledger
+
+    identity.need_root("tariq agent audit")
+    path = _places(args).ledger
+    if args.verify:
+        count, head = ledger.verify_audit(path)
+        print(f"{count} rows fit the chain; the last hash is {head}")
+        return 0
+    for entry in ledger.read_audit(path, args.since):
+        if args.json:
+            print(json.dumps({**entry.content, "hash": entry.hash}))
+            continue
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.content.get("t", 0)))
+        print(f"{entry.seq:>6}  {when}  {entry.content.get('id', '-'):8}  ", end="")
+        print(journal.message(entry.content))
+    return 0
+
+
 def _card(args: argparse.Namespace) -> int:
     identity.need_root("tariq agent card")
     places = _places(args)
@@ -155,14 +246,31 @@ def _run(args: argparse.Namespace) -> int:
     from tariq.agent import daemon
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
-    daemon.run(_places(args))
+    places = _places(args)
+    daemon.run(places, places.sentry_socket if args.sentry_unit else None)
     return 0
 
 
-def _unguard(_: argparse.Namespace) -> int:
-    from tariq.agent.firewall import Nftables
+def _guard(args: argparse.Namespace) -> int:
+    """Put the guard up; leases that exist live on."""
+    from tariq.agent.firewall import Guard, Keeper, choose
+
+    identity.need_root("tariq agent guard")
+    places = _places(args)
+    rules = policy_file.load(places.policy)
+    backend, others = choose(rules.firewall)
+    Keeper(backend, Guard.of(rules), others=others, unguarded=places.unguarded).start()
+    print(f"guarding {', '.join(rules.services) or 'nothing'} with {backend.name}")
+    return 0
+
+
+def _unguard(args: argparse.Namespace) -> int:
+    """Take the guard down, and keep an agent that runs from putting it back."""
+    from tariq.agent.firewall import take_down
 
     identity.need_root("tariq agent unguard")
-    Nftables().unguard()
-    print("guarded ports are open to everybody until the agent starts again")
+    take_down(_places(args).unguarded)
+    print(
+        "guarded ports are open to everybody until 'tariq agent guard', or the agent's next start"
+    )
     return 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from tariq.client import card as cards
 from tariq.client import config, seen
 from tariq.client.card import Card
 from tariq.client.config import Config
 from tariq.client.knock import Target
-from tariq.errors import CardError, InventoryError, NoHostsError, TransportError, UsageError
+from tariq.errors import InventoryError, NoHostsError, TransportError, UsageError
 from tariq.message import MAX_SECONDS, NAME
 from tariq.openpgp import OperatorKey
 from tariq.transport.base import TRANSPORTS, source_towards
@@ -91,19 +92,21 @@ def select(hosts: Sequence[str], group: str | None, known: Config) -> list[Card]
     if bool(hosts) == bool(group):
         raise UsageError("hosts", "name hosts, or one --group", "see 'tariq knock --help'")
     if group is None:
-        return [_card_of(host, known) for host in dict.fromkeys(hosts)]
+        places = [_place_of(host, known) for host in dict.fromkeys(hosts)]
+        return cards.load(places)
     from tariq.client import inventory
 
     if known.inventory is None and known.cards is not None:
         return _cards_with_group(group, known)
     found = inventory.select(known.inventory, group)
-    return [cards.load(host.cards or known.cards_dir, host.name) for host in found]
+    places = [(host.cards or known.cards_dir, host.name) for host in found]
+    return cards.load(places)
 
 
 def _cards_with_group(group: str, known: Config) -> list[Card]:
     """Without an inventory, a group is what the cards themselves say."""
     paths = sorted(known.cards_dir.glob("*.yml"))
-    found = [cards.load(known.cards_dir, path.stem) for path in paths]
+    found = cards.load([(known.cards_dir, path.stem) for path in paths])
     chosen = [card for card in found if group in (*card.groups, "all")]
     if not chosen:
         hint = "pass --inventory FILE, or check the name"
@@ -111,23 +114,16 @@ def _cards_with_group(group: str, known: Config) -> list[Card]:
     return chosen
 
 
-def _card_of(host: str, known: Config) -> Card:
-    try:
-        return cards.load(known.cards_dir, host)
-    except CardError:
-        if known.inventory is None or cards.path_of(known.cards_dir, host).exists():
-            raise
-        return _card_by_inventory(host, known)
-
-
-def _card_by_inventory(host: str, known: Config) -> Card:
-    """Ask the inventory whether a host without a card is unknown, or keeps it elsewhere."""
+def _place_of(host: str, known: Config) -> tuple[Path, str]:
+    """Return where a host's card is; the inventory is only asked if it isn't where all are."""
+    if known.inventory is None or cards.path_of(known.cards_dir, host).exists():
+        return known.cards_dir, host
     from tariq.client import inventory
 
     found = inventory.select(known.inventory, host)
     if [each.name for each in found] != [host]:
         raise InventoryError(host, "a group, not a host", "pass it with --group")
-    return cards.load(found[0].cards or known.cards_dir, host)
+    return found[0].cards or known.cards_dir, host
 
 
 def duration(text: str) -> int:

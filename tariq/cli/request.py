@@ -44,6 +44,15 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
             type=common.duration,
             help="such as 30s or 2m; default: the host's",
         )
+    if action is Action.CLOSE:
+        text = "end the connections that live on the leases as well"
+        command.add_argument("--cut", action="store_true", help=text)
+    add_options(command)
+    command.set_defaults(run=_run, action=action, services=(), seconds=None, cut=False)
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add what every command has that knocks."""
     command.add_argument(
         "--source",
         metavar="SOURCE",
@@ -54,7 +63,6 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
     command.add_argument("--json", action="store_true", help="print outcomes as JSON")
     common.add_key_options(command)
     common.add_path_options(command)
-    command.set_defaults(run=_run, action=action, services=(), seconds=None)
 
 
 def _source(text: str) -> str:
@@ -67,15 +75,21 @@ def _source(text: str) -> str:
 
 
 def _run(args: argparse.Namespace) -> int:
+    return ask(args, Wish(args.action, args.services, args.seconds, cut=args.cut))
+
+
+def ask(args: argparse.Namespace, wish: Wish) -> int:
+    """Ask every host of ``args``, print what came of it, and return the exit status."""
     known = common.settings(args)
     cards = common.select(args.hosts, args.group, known)
     key = common.operator_key(known)
     targets = common.targets(cards, args, known)
-    wish = Wish(args.action, args.services, args.seconds)
     with _Progress(len(cards)) as progress:
         outcomes = knock_all(targets, wish, key, progress)
     _remember(targets, outcomes)
     print(report.as_json(outcomes) if args.json else report.table(outcomes, time.time()))
+    if not args.json and (output := report.outputs(outcomes)):
+        print(output)
     good = all(outcome.ok for outcome in outcomes)
     if len(cards) > 1 or not good:
         print(report.summary(outcomes), file=sys.stderr)

@@ -1,12 +1,20 @@
-"""Host cards: one YAML file per host, all that a client needs to knock there."""
+"""Host cards: one YAML file per host, all that a client needs to knock there.
+
+A card, or single values of it (``knock_key: !vault |``), may be encrypted with
+ansible-vault.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tariq import strict
+from tariq.client import vault
 from tariq.errors import CardError
 from tariq.picture.proof import KEY_BYTES
 from tariq.transport.base import TRANSPORTS
@@ -86,15 +94,110 @@ def path_of(directory: Path, host: str) -> Path:
     return directory / f"{host}.yml"
 
 
-def load(directory: Path, host: str) -> Card:
-    """Read a host's card; raise CardError."""
-    path = path_of(directory, host)
+@dataclass(frozen=True, slots=True)
+class _Vaulted:
+    """A value that is encrypted; no check of a field takes it for the text that it stands for."""
+
+    text: str
+
+
+_Opened = Mapping[_Vaulted, str | vault.Refused]
+
+
+class _Loader(strict.Loader):
+    pass
+
+
+def _vaulted(loader: _Loader, node: yaml.ScalarNode) -> _Vaulted:
+    return _Vaulted(str(loader.construct_scalar(node)))
+
+
+_Loader.add_constructor("!vault", _vaulted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A card as it was read; ``content`` is a ``_Vaulted`` if all of it is encrypted."""
+
+    host: str
+    path: Path
+    content: Any
+
+    def sealed(self) -> Iterator[_Vaulted]:
+        """Yield what has to be decrypted first."""
+        values = self.content.values() if isinstance(self.content, dict) else [self.content]
+        yield from (value for value in values if isinstance(value, _Vaulted))
+
+    def card(self, opened: _Opened) -> Card:
+        """Return the card; raise CardError."""
+        content = self.content
+        if isinstance(content, _Vaulted):
+            content = strict.parse(self._text(opened[content]), str(self.path), CardError)
+        elif isinstance(content, dict):
+            content = {
+                # "echo KEY | ansible-vault encrypt_string" leaves a line's end in it
+                name: self._text(opened[item]).strip() if isinstance(item, _Vaulted) else item
+                for name, item in content.items()
+            }
+        return _checked(self.path, content)
+
+    def _text(self, found: str | vault.Refused) -> str:
+        if isinstance(found, vault.Refused):
+            raise CardError(f"card {self.host}", found.reason, found.hint)
+        return found
+
+
+def load(places: Sequence[tuple[Path, str]]) -> list[Card]:
+    """Read the cards of hosts, each in its directory; raise the first CardError."""
+    cards = []
+    for each in load_all(places):
+        if isinstance(each, CardError):
+            raise each
+        cards.append(each)
+    return cards
+
+
+def load_all(places: Sequence[tuple[Path, str]]) -> list[Card | CardError]:
+    """Read the cards of hosts, each in its directory; for one that can't be used, say why.
+
+    Starts one helper process if any of them is vaulted, and none otherwise.
+    """
+    drafts = [_draft(directory, host) for directory, host in places]
+    good = [draft for draft in drafts if isinstance(draft, _Draft)]
+    sealed = list(dict.fromkeys(value for draft in good for value in draft.sealed()))
+    texts = vault.decrypt([value.text for value in sealed])
+    opened = dict(zip(sealed, texts, strict=True))
+    return [_finished(draft, opened) for draft in drafts]
+
+
+def _draft(directory: Path, host: str) -> _Draft | CardError:
+    try:
+        path = path_of(directory, host)
+        text = _text(path, host)
+        if vault.is_vaulted(text):
+            return _Draft(host, path, _Vaulted(text))
+        return _Draft(host, path, strict.parse(text, str(path), CardError, _Loader))
+    except CardError as why:
+        return why
+
+
+def _text(path: Path, host: str) -> str:
     if not path.exists():
         hint = "deploy to the host first, or pass --cards or --inventory"
         raise CardError(host, f"no card at {path}", hint)
-    raw = strict.read(path, CardError, _HINT)
+    return strict.contents(path, CardError, _HINT)
+
+
+def _finished(draft: _Draft | CardError, opened: _Opened) -> Card | CardError:
     try:
-        known = _FIELDS(raw)
+        return draft if isinstance(draft, CardError) else draft.card(opened)
+    except CardError as why:
+        return why
+
+
+def _checked(path: Path, content: Any) -> Card:  # noqa: ANN401
+    try:
+        known = _FIELDS(content)
     except strict.Wrong as why:
         thing = f"{path}: {why.where}" if why.where else str(path)
         raise CardError(thing, why.reason, _HINT) from None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tariq import openpgp, picture
 from tariq.client.card import Card
 from tariq.errors import MessageError, TariqError
-from tariq.message import MAX_BATCH, Action, Batch, Bundle, Receipt, Request, to_b64
+from tariq.message import MAX_BATCH, Action, Batch, Bundle, Receipt, Request, State, to_b64
 from tariq.picture import Direction
 from tariq.transport.base import TRANSPORTS, Fate, NoAnswer, Transport
 
@@ -26,6 +26,8 @@ class Ending(StrEnum):
 
     YES = "yes"
     NO = "no"
+    FAILED = "failed"
+    RUNNING = "running"
     SILENT = "silent"
     UNREACHABLE = "unreachable"
     REFUSED = "refused"
@@ -53,6 +55,8 @@ class Wish:
     do: Action
     what: tuple[str, ...] = ()
     seconds: int | None = None
+    args: Mapping[str, str] = field(default_factory=dict)
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether the host said yes."""
+        """Whether the host said yes, and its task, if one was asked for, ended well."""
         return self.ending is Ending.YES
 
 
@@ -129,8 +133,10 @@ def _request(target: Target, wish: Wish) -> bytes:
         do=wish.do,
         t=int(time.time()),
         what=wish.what or default,
+        args=wish.args,
         seconds=wish.seconds,
         src=target.source,
+        cut=wish.cut,
     ).encode()
 
 
@@ -151,9 +157,17 @@ def _knock(target: Target, bundle: Bundle, ring: openpgp.CardRing) -> Outcome:
         return Outcome(card.name, Ending.FORGED, address, reason=REASONS[Ending.FORGED])
     except TariqError as why:
         return Outcome(card.name, Ending.ERROR, address, reason=str(why))
-    ending = Ending.YES if receipt.ok else Ending.NO
+    ending = _ending(receipt)
     took = round(1000 * (time.monotonic() - started))
     return Outcome(card.name, ending, address, receipt, receipt.detail, took)
+
+
+def _ending(receipt: Receipt) -> Ending:
+    if not receipt.ok:
+        return Ending.NO
+    if receipt.state is State.RUNNING:
+        return Ending.RUNNING
+    return Ending.YES if not receipt.exit else Ending.FAILED
 
 
 def _send(target: Target, payload: bytes) -> tuple[str, bytes]:

@@ -25,7 +25,8 @@ def connect(address: str, port: int) -> socket.socket:
 
 def relay(sock: socket.socket, reader: int, writer: int) -> None:
     """Copy both ways between a connection and two descriptors until the host closes."""
-    with selectors.DefaultSelector() as selector:
+    # poll(2) and not epoll(7): that refuses what is neither pipe nor socket, such as /dev/null
+    with selectors.PollSelector() as selector:
         selector.register(sock, selectors.EVENT_READ)
         selector.register(reader, selectors.EVENT_READ)
         while True:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from tariq.client.knock import Ending, Outcome
-from tariq.message import Code, Receipt, to_b64
+from tariq.message import Code, Receipt, State, to_b64
 
 
 def table(outcomes: Sequence[Outcome], now: float) -> str:
@@ -43,9 +43,37 @@ def _detail(receipt: Receipt, now: float) -> str:
         f" ({max(0, until - receipt.t)} s)"
         for name, until in receipt.leases.items()
     ]
-    if receipt.code is Code.STATUS and not leases:
-        return "nothing open"
-    return ", ".join(leases) or receipt.detail
+    parts = leases or (["nothing open"] if receipt.code is Code.STATUS else [])
+    parts += [f"{run.name} {run.label}: {_state(run.state, run.exit)}" for run in receipt.tasks]
+    if receipt.state is not None and receipt.ok:
+        told = f", {receipt.size} bytes of output" if receipt.size else ""
+        parts.append(f"{receipt.task}: {_state(receipt.state, receipt.exit)}{told}")
+    return ", ".join(parts + ([receipt.detail] if receipt.detail else []))
+
+
+def _state(state: State, status: int | None) -> str:
+    return state.value if status is None else f"exit {status}"
+
+
+def outputs(outcomes: Sequence[Outcome]) -> str:
+    """Return what tasks wrote, as far as receipts tell, each under a line with the host's name."""
+    shown = []
+    for outcome in outcomes:
+        receipt = outcome.receipt
+        if receipt is None or not receipt.out:
+            continue
+        known, size = len(receipt.out.encode()), receipt.size
+        part = "" if size is None or known >= size else f", the first {known} of {size} bytes"
+        shown.append(f"--- {outcome.host}{part}\n{_printable(receipt.out)}".rstrip("\n"))
+    return "\n".join(shown)
+
+
+def _printable(text: str) -> str:
+    """Escape what a terminal might obey: a task, or a host that lies, may write anything."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode()
+        for char in text
+    )
 
 
 def as_json(outcomes: Sequence[Outcome]) -> str:
@@ -64,7 +92,7 @@ def _object(outcome: Outcome) -> dict[str, object]:
     receipt = outcome.receipt
     if receipt is not None:
         known["milliseconds"] = outcome.milliseconds
-        known["receipt"] = {
+        told: dict[str, object] = {
             "re": to_b64(receipt.re),
             "t": receipt.t,
             "ok": receipt.ok,
@@ -72,9 +100,25 @@ def _object(outcome: Outcome) -> dict[str, object]:
             "seen": receipt.seen,
             "leases": dict(receipt.leases),
             "policy": receipt.policy,
+            "keys": None if receipt.keys is None else to_b64(receipt.keys),
             "detail": receipt.detail,
         }
+        known["receipt"] = told | _of_tasks(receipt)
     return known
+
+
+def _of_tasks(receipt: Receipt) -> dict[str, object]:
+    """Return what a receipt says of tasks; nothing, where it says nothing."""
+    known = {
+        "task": receipt.task,
+        "state": receipt.state and receipt.state.value,
+        "exit": receipt.exit,
+        "out": receipt.out,
+        "size": receipt.size,
+        "sha256_begins": None if receipt.sum is None else receipt.sum.hex(),
+        "tasks": [run._asdict() for run in receipt.tasks] or None,
+    }
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:

@@ -22,6 +22,9 @@ from tariq.picture import cover, lsb, png, proof, veil
 BUDGET = 1400
 """Bytes of payload that every ordinary path carries in one packet."""
 
+CAPACITY = 512
+"""Bytes of OpenPGP that fit ``BUDGET`` whatever they are: every picture differs a little."""
+
 
 class Direction(IntEnum):
     """Which way a picture travels; part of its proof and of its veil."""
@@ -60,4 +63,4 @@ def unwrap(payload: bytes, knock_key: bytes, direction: Direction, now: float) -
     try:
         return base64.b85decode(text)
     except ValueError as why:
-        raise MessageError("picture", "its text is not base85") from why
+        raise MessageError("text", "not base85") from why

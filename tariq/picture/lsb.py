@@ -50,7 +50,7 @@ def reveal(picture: Image.Image) -> str:
     try:
         return str(_stegano.reveal(picture))
     except (IndexError, ValueError, TypeError) as why:
-        raise MessageError("picture", "carries no text") from why
+        raise MessageError("text", "none") from why
 
 
 def _check_length(picture: Image.Image) -> None:
@@ -71,6 +71,6 @@ def _check_length(picture: Image.Image) -> None:
         or str(int(digits)) != digits
         or len(digits) > 4
     ):
-        raise MessageError("picture", "carries no length")
+        raise MessageError("text", "without a length")
     if (len(digits) + 1 + int(digits)) * 8 > width * height * 3:
-        raise MessageError("picture", "carries a length larger than itself")
+        raise MessageError("text", "longer than its picture")

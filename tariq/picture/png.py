@@ -1,10 +1,13 @@
 """The PNG around the pixels: one fixed layout, checked before Pillow decodes.
 
-    signature · IHDR (8-bit RGB, not interlaced) · eXIf (78 bytes, see below) · IDAT… · IEND
+    signature · IHDR (8-bit RGB, not interlaced) · eXIf (78 bytes, see below) · IDAT · IEND
 
 Chunks are those of the PNG specification, third edition (W3C), 5 and 11; eXIf is
 in 11.3.4.5. Ours holds one tag, ImageUniqueID (0xA420, Exif 2.32), whose 32 hex
 digits real cameras fill with random ones; ``proof`` fills them with the proof.
+
+Pillow overlooks wrong checksums of IDAT and IEND and whatever follows the last pixel,
+and inflates as much as there is; so all of that is checked here first.
 """
 
 from __future__ import annotations
@@ -63,12 +66,12 @@ def unique_id(payload: bytes) -> str:
     anything that a stranger sends.
     """
     if len(payload) < MIN_SIZE or not payload.startswith(SIGNATURE):
-        raise MessageError("picture", "not a png")
+        raise MessageError("proof", "not in a png")
     if payload[EXIF_CHUNK_AT:_EXIF_AT] != EXIF_HEAD:
-        raise MessageError("picture", "no unique id in its place")
+        raise MessageError("proof", "no unique id in its place")
     digits = payload[UNIQUE_ID_AT : UNIQUE_ID_AT + UNIQUE_ID_DIGITS]
     if digits.strip(b"0123456789abcdef"):
-        raise MessageError("picture", "its unique id is not hexadecimal")
+        raise MessageError("proof", "the unique id is not hexadecimal")
     return digits.decode("ascii")
 
 
@@ -101,13 +104,16 @@ def read(payload: bytes) -> Image.Image:
 
 
 def _check_layout(payload: bytes) -> None:
-    kinds = []
-    for kind, body in _chunks(payload):
-        if kind == b"IHDR":
-            _check_header(body)
-        kinds.append(kind)
-    if kinds[:2] != [b"IHDR", b"eXIf"] or kinds[-1] != b"IEND" or set(kinds[2:-1]) != {b"IDAT"}:
+    if not payload.startswith(SIGNATURE):
+        raise MessageError("picture", "not a png")
+    chunks = list(_chunks(payload))
+    if [kind for kind, _ in chunks] != [b"IHDR", b"eXIf", b"IDAT", b"IEND"]:
         raise MessageError("picture", "chunks other than its own")
+    header, exif, data, end = (body for _, body in chunks)
+    _check_pixels(data, *_check_header(header))
+    before, after = _TEMPLATE.split(b"0" * UNIQUE_ID_DIGITS)
+    if not (exif.startswith(before) and exif.endswith(after)) or len(exif) != len(_TEMPLATE) or end:
+        raise MessageError("picture", "chunks with other content")
 
 
 def _chunks(payload: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -119,13 +125,29 @@ def _chunks(payload: bytes) -> Iterator[tuple[bytes, bytes]]:
         end = at + 12 + length
         if end > len(payload):
             raise MessageError("picture", "cut short")
+        if zlib.crc32(payload[at + 4 : end - 4]).to_bytes(4, "big") != payload[end - 4 : end]:
+            raise MessageError("picture", "a wrong checksum")
         yield kind, payload[at + 8 : end - 4]
         at = end
 
 
-def _check_header(body: bytes) -> None:
+def _check_pixels(data: bytes, width: int, height: int) -> None:
+    """Inflate no more than the pixels need, and see that the stream ends with them."""
+    size = height * (1 + 3 * width)  # a filter's number before each row (PNG, 7.3)
+    inflate = zlib.decompressobj()
+    try:
+        rows = inflate.decompress(data, size + 1)
+    except zlib.error as why:
+        raise MessageError("picture", "doesn't inflate") from why
+    if len(rows) != size or not inflate.eof or inflate.unused_data:
+        raise MessageError("picture", "more or less than its pixels")
+
+
+def _check_header(body: bytes) -> tuple[int, int]:
+    """Return width and height."""
     width, height, *rest = struct.unpack("!IIBBBBB", body) if len(body) == 13 else (0, 0)
     if rest != [8, 2, 0, 0, 0]:  # depth, colour type RGB, deflate, adaptive, not interlaced
         raise MessageError("picture", "not 8-bit rgb")
     if not 0 < width * height <= MAX_PIXELS or width > MAX_PIXELS or height > MAX_PIXELS:
         raise MessageError("picture", f"more than {MAX_PIXELS} pixels")
+    return width, height

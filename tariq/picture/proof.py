@@ -51,7 +51,7 @@ def check(payload: bytes, knock_key: bytes, direction: int, now: float) -> bytes
             if not png.has_exif_crc(payload):
                 break
             return nonce
-    raise MessageError("picture", "no proof")
+    raise MessageError("proof", "none that counts now")
 
 
 def tag_of(payload: bytes) -> str:

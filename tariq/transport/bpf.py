@@ -13,8 +13,6 @@ sockets without link headers or of keyed hashes.
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import socket
 import struct
 from collections.abc import Sequence
@@ -23,8 +21,6 @@ from dataclasses import dataclass
 from tariq.picture import png
 from tariq.transport.wire import FLAGS_MASK, SYN
 
-SO_ATTACH_FILTER = 26
-"""asm-generic/socket.h; Python's socket module doesn't name it."""
 MAX_INSTRUCTIONS = 4096
 """BPF_MAXINSNS, linux/bpf_common.h."""
 MAX_BLOCKED = 200
@@ -306,29 +302,3 @@ def _near(distance: int) -> int:
     if not 0 <= distance <= 255:
         raise ValueError(f"a jump over {distance} instructions")
     return distance
-
-
-def attach(sock: socket.socket, code: bytes) -> None:
-    """Attach a program to a socket (socket(7), SO_ATTACH_FILTER); needs no privilege.
-
-    A program that is there already is replaced in one step: no packet sees neither.
-    """
-    array = ctypes.create_string_buffer(code, len(code))
-    fprog = struct.pack("HP", len(code) // 8, ctypes.addressof(array))
-    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, fprog)
-
-
-def replace(sock: socket.socket, code: bytes, meanwhile: bytes) -> bool:
-    """Attach a long program by way of a short one; return False if only that fits.
-
-    The kernel charges old and new together to net.core.optmem_max, which is 20,480 bytes
-    before Linux 6.7: two long ones don't fit (ENOMEM).
-    """
-    attach(sock, meanwhile)
-    try:
-        attach(sock, code)
-    except OSError as why:
-        if why.errno != errno.ENOMEM:
-            raise
-        return False
-    return True

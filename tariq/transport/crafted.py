@@ -40,7 +40,7 @@ class Crafted:
         sport = random.SystemRandom().choice(_PORTS)
         sniffer = Sniffer(sockets.open_sniffer(family, bpf.answers(family, port, sport)), family)
         with sniffer.ins, sockets.open_sender(family) as out:
-            sender = RawSender(out, out)
+            sender = RawSender({family: out})
             sender.send(_syn(source, address, sport, port, payload))
             return _wait(sniffer, address, source, time.monotonic() + seconds)
 
@@ -64,11 +64,11 @@ def _wait(sniffer: Sniffer, address: str, source: str, deadline: float) -> bytes
     while (left := deadline - time.monotonic()) > 0:
         if not select.select([sniffer.ins], [], [], left)[0]:
             break
-        packet = sniffer.recv_bytes()
-        if packet is None:
+        received = sniffer.receive()
+        if received is None:
             continue
         try:
-            segment = wire.parse(packet)
+            segment = wire.parse(received[0])
         except MessageError:
             continue
         if segment.src == address and segment.dst == source and segment.payload:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Mapping
 
 from scapy.packet import Packet
 from scapy.supersocket import SuperSocket
@@ -31,29 +32,30 @@ class Sniffer(SuperSocket):
         counts = self.ins.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
         return int(struct.unpack("II", counts)[1])
 
-    def recv_bytes(self) -> bytes | None:
-        """Return one packet's bytes, undissected, or None when there is none waiting."""
+    def receive(self) -> tuple[bytes, str] | None:
+        """Return one packet's bytes, undissected, and its interface; None if there is none.
+
+        The name is that of the interface now; it is empty if that has gone (packet(7)).
+        """
         try:
-            return self.ins.recv(wire.MAX_PACKET)
-        except BlockingIOError:
+            packet, where = self.ins.recvfrom(wire.MAX_PACKET)
+        except OSError:  # nothing is waiting, or an interface went away: the socket lives on
             return None
-        except OSError:  # an interface went away: the socket itself lives on
-            return None
+        return packet, where[0]
 
 
 class RawSender(SuperSocket):
-    """Raw sockets, one per family, that send crafted packets by the kernel's routes."""
+    """Raw sockets, by address family, that send crafted packets by the kernel's routes."""
 
     desc = "send crafted ip packets"
 
-    def __init__(self, ipv4: socket.socket, ipv6: socket.socket | None) -> None:
-        self.ipv4, self.ipv6 = ipv4, ipv6
-        self.ins = ipv4
-        self.outs = ipv4
+    def __init__(self, by_family: Mapping[int, socket.socket]) -> None:
+        self.by_family = by_family
+        self.ins = self.outs = next(iter(by_family.values()))
 
     def send(self, x: Packet) -> int:
         """Send one IP or IPv6 packet to its own destination."""
-        out = self.ipv6 if x.name == "IPv6" else self.ipv4
+        out = self.by_family.get(socket.AF_INET6 if x.name == "IPv6" else socket.AF_INET)
         if out is None:
             return 0
         return out.sendto(bytes(x), (x.dst, 0))

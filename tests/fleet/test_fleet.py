@@ -3,14 +3,18 @@
 The tests run in the order of this file: the last one takes the agents off again.
 """
 
+import base64
+import json
 import re
 import time
 from pathlib import Path
 
+import galaxy
 import pytest
 import yaml
 
 HOSTS = ("web1", "web2", "web3")
+AGENT = "tariq-agent.service"
 
 
 def wait_until(what, seconds=20):
@@ -30,6 +34,17 @@ def test_a_dry_run_on_fresh_hosts_changes_nothing(bare_fleet):
     assert "failed=0" in told.stdout
     assert bare_fleet.reachable("web1")
     assert bare_fleet.on("web1", "ls", "/etc/tariq", check=False).returncode != 0
+
+
+def test_a_controller_that_gets_no_answer_leaves_the_host_open(bare_fleet):
+    """The client here has no key at all; `make lockout` has the other ways to fail."""
+    told = bare_fleet.playbook(
+        "deploy.yml", "--limit", "web1", "-e", '{"tariq_client": ["false"]}', check=False
+    )
+    assert told.returncode != 0
+    assert "the agent is not in service, and the host is not guarded" in told.stdout
+    assert bare_fleet.reachable("web1")
+    assert bare_fleet.reachable("web1", 6)
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -61,11 +76,31 @@ def test_a_host_that_is_down_is_told_from_those_that_are_up(fleet):
         fleet.on("web2", "systemctl", "start", "tariq-agent")
 
 
-def test_ansible_itself_comes_in_by_knocking_and_finds_nothing_to_do(fleet):
+def test_ansible_itself_comes_in_by_knocking_and_finds_nothing_to_do(fleet, tmp_path):
+    """Whether a card is in the clear, vaulted as a whole (web2), or has a vaulted key (web3)."""
     close_all(fleet)
-    told = fleet.playbook("deploy.yml")
-    recap = re.findall(r"changed=(\d+) .*failed=(\d+)", told.stdout)
-    assert recap == [("0", "0")] * 3, told.stdout
+    password = tmp_path / "password"
+    password.write_text("open sesame\n")
+    named = type(fleet)({**fleet.env, "ANSIBLE_VAULT_PASSWORD_FILE": str(password)})
+    cards = Path(fleet.env["TARIQ_CARDS"])
+    plain = {host: (cards / f"{host}.yml").read_text() for host in HOSTS}
+    options = ("--vault-password-file", password)
+    try:
+        galaxy.run("vault", "encrypt", *options, cards / "web2.yml")
+        key = re.search(r"^knock_key: (.*)$", plain["web3"], re.MULTILINE)
+        words = ("encrypt_string", *options, "--name", "knock_key", key[1])
+        sealed = galaxy.run("vault", *words).stdout
+        (cards / "web3.yml").write_text(plain["web3"].replace(key[0], sealed))
+        before = [(cards / f"{host}.yml").read_text() for host in HOSTS]
+        told = named.playbook("deploy.yml")
+        recap = re.findall(r"changed=(\d+) .*failed=(\d+)", told.stdout)
+        assert recap == [("0", "0")] * 3, told.stdout
+        assert [(cards / f"{host}.yml").read_text() for host in HOSTS] == before
+        told = fleet.tariq("status", "web2", check=False)
+        assert "card web2: it is vaulted" in told.stderr, "the control"
+    finally:
+        for host in HOSTS:
+            (cards / f"{host}.yml").write_text(plain[host])
 
 
 def test_a_dry_run_on_deployed_hosts_finds_nothing_to_do(fleet):
@@ -113,6 +148,20 @@ def test_an_agent_that_is_restarted_keeps_leases_and_refuses_what_was_used(fleet
     assert not fleet.reachable("web1")
 
 
+def test_a_trial_that_nobody_confirms_ends_itself(fleet):
+    """Also on a host that was guarded before; the next test's deployment guards it again."""
+    close_all(fleet)
+    token = fleet.on("web1", "tariq", "agent", "trial", "begin", "--seconds", "12").stdout.strip()
+    assert not fleet.reachable("web1")
+    assert "disabled" in fleet.on("web1", "systemctl", "is-enabled", AGENT, check=False).stdout
+    told = fleet.on("web1", "tariq", "agent", "trial", "confirm", token, check=False)
+    assert "this is no ssh connection" in told.stderr
+    wait_until(lambda: fleet.reachable("web1") and fleet.reachable("web1", 6), 30)
+    told = fleet.on("web1", "tariq", "agent", "trial", "confirm", token, check=False)
+    assert "not running (any more)" in told.stderr
+    assert not fleet.reachable("web2"), "the control"
+
+
 def test_an_operator_that_is_no_longer_listed_gets_silence(fleet, tmp_path):
     """The role takes the key off the host; what the operator then gets is silence."""
     other = {"TARIQ_GNUPGHOME": f"{fleet.env['FLEET_STATE']}/eve"}
@@ -135,7 +184,9 @@ def test_an_operator_that_is_no_longer_listed_gets_silence(fleet, tmp_path):
         extra.write_text(yaml.safe_dump({"tariq_operators": both, "tariq_policy_serial": 2}))
         fleet.playbook("deploy.yml", "--limit", "web1", "-e", f"@{extra}")
         assert eve.outcomes("status", "web1")["web1"]["receipt"]["policy"] == 2
-        extra.write_text(yaml.safe_dump({"tariq_operators": {"demo": both["demo"]}}))
+        extra.write_text(
+            yaml.safe_dump({"tariq_operators": {"demo": both["demo"]}, "tariq_policy_serial": 3})
+        )
         fleet.playbook("deploy.yml", "--limit", "web1", "-e", f"@{extra}")
         assert eve.outcomes("status", "web1")["web1"]["ending"] == "silent"
         assert fleet.outcomes("status", "web1")["web1"]["ok"]
@@ -153,9 +204,57 @@ def test_a_bad_policy_never_reaches_the_host(fleet):
     assert fleet.outcomes("status", "web1")["web1"]["ok"]
 
 
+def put_policy(fleet, host, policy: str):
+    text = base64.b64encode(policy.encode()).decode()
+    fleet.on(host, "sh", "-c", f"echo {text} | base64 -d >/etc/tariq/agent.yml")
+
+
+def test_a_task_has_a_unit_of_its_own_outlives_the_agent_and_is_not_confined(fleet):
+    """And `systemctl reload` takes on a good policy, refuses a bad one; the journal has rows."""
+    before = fleet.on("web2", "cat", "/etc/tariq/agent.yml").stdout
+    where = "/usr/local/tariq-task"
+    script = f"cat /proc/self/cgroup >{where} && sleep 8 && echo done >>{where}"
+    policy = yaml.safe_load(before)
+    policy["tasks"] = {"slow": {"argv": ["/bin/sh", "-c", script], "user": "root"}}
+    policy["operators"]["demo"]["tasks"] = ["slow"]
+    pid = fleet.on("web2", "systemctl", "show", "-P", "MainPID", "tariq-agent").stdout
+    try:
+        put_policy(fleet, "web2", yaml.safe_dump({**policy, "port": 0}))
+        assert fleet.on("web2", "systemctl", "reload", "tariq-agent", check=False).returncode != 0
+        assert fleet.outcomes("status", "web2")["web2"]["ok"]
+        put_policy(fleet, "web2", yaml.safe_dump(policy))
+        fleet.on("web2", "systemctl", "reload", "tariq-agent")
+        told = fleet.outcomes("run", "web2", "slow")["web2"]
+        assert told["ending"] == "running", told
+        label = told["receipt"]["task"]
+        assert pid == fleet.on("web2", "systemctl", "show", "-P", "MainPID", "tariq-agent").stdout
+        fleet.on("web2", "systemctl", "is-active", f"tariq-task-{label}")
+        strict = fleet.on("web2", "systemctl", "show", "-P", "ProtectSystem", "tariq-agent").stdout
+        assert strict == "strict\n", "the agent itself can't write there"
+        fleet.on("web2", "systemctl", "restart", "tariq-agent")
+
+        def ended():
+            runs = fleet.outcomes("status", "web2")["web2"]["receipt"].get("tasks", [])
+            return [run["exit"] for run in runs if run["label"] == label] == [0]
+
+        wait_until(ended, 40)
+        written = fleet.on("web2", "cat", where).stdout
+        assert f"tariq-task-{label}.service" in written
+        assert written.endswith("done\n")
+        rows = fleet.on("web2", "journalctl", "TARIQ_OPERATOR=demo", "-o", "json").stdout
+        assert any(json.loads(row).get("TARIQ_ID") == label for row in rows.splitlines())
+    finally:
+        put_policy(fleet, "web2", before)
+        fleet.on("web2", "rm", "-f", where)
+        fleet.on("web2", "systemctl", "reload", "tariq-agent")
+
+
 def test_a_retired_host_is_as_it_was(fleet):
+    fleet.on("web3", "tariq", "agent", "trial", "begin", "--seconds", "900")
     fleet.playbook("playbooks/retire.yml", "--limit", "web3")
     assert fleet.reachable("web3")
+    units = fleet.on("web3", "systemctl", "list-units", "--all", "--no-legend", "tariq*").stdout
+    assert units == "", "no timer is left either"
     assert fleet.reachable("web3", 6)
     left = "ls -d /etc/tariq* /var/lib/tariq* /opt/tariq* /usr/local/bin/tariq /var/cache/tariq*"
     assert fleet.on("web3", "sh", "-c", f"{left} 2>/dev/null", check=False).stdout == ""

@@ -1,12 +1,14 @@
 """The documents say what is so."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPO = Path(__file__).parents[2]
 PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").glob("*.md")])
@@ -14,12 +16,13 @@ PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").glob("*.md")])
 
 def names_in(path: Path) -> set[str]:
     """Return functions, classes and methods (``Class.method``) that a file defines."""
+    function = ast.FunctionDef | ast.AsyncFunctionDef
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, function | ast.ClassDef):
             found.add(node.name)
         if isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}.{m.name}" for m in node.body if isinstance(m, ast.FunctionDef)}
+            found |= {f"{node.name}.{m.name}" for m in node.body if isinstance(m, function)}
     return found
 
 
@@ -62,6 +65,55 @@ def test_the_readme_shows_the_commands_that_there_are():
         assert option in options, option
 
 
+COMMAND = re.compile(
+    r"tariq ((?:key|agent|fleet|task)(?: trial)? [a-z]+|[a-z]+)((?: +(?!tariq )[^\s`|;#)]+)*)"
+)
+
+
+@functools.cache
+def help_of(words):
+    done = subprocess.run(
+        [sys.executable, "-m", "tariq", *words.split(), "--help"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout if done.returncode == 0 else None
+
+
+def commands_in(text):
+    """Yield command and options of what a page shows as code: spans, blocks, indented lines."""
+    code = re.findall(r"`(tariq [^`]+)`", text)
+    code += re.findall(r"^(?:    )?(?:\$ )?(tariq .*)$", text, re.MULTILINE)
+    for line in code:
+        for words, rest in COMMAND.findall(line):
+            yield words, re.findall(r"(?:^|\s)(--?[a-z0-9][a-z-]*)", rest)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_on_a_page_exist(page):
+    for words, options in commands_in(page.read_text()):
+        told = help_of(words)
+        assert told is not None, f"{page.name}: tariq {words}"
+        for option in options:
+            assert re.search(rf"(?<![\w-]){option}(?![\w-])", told), f"tariq {words} {option}"
+
+
+def test_that_test_reads_what_a_page_shows():
+    shown = "run `tariq knock web1 --for 2m`\n\n    $ tariq key new x --no-passphrase  # --not\n"
+    assert list(commands_in(shown)) == [("knock", ["--for"]), ("key new", ["--no-passphrase"])]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_playbooks_and_plugins_on_a_page_exist(page):
+    text = page.read_text()
+    for name in re.findall(r"playbooks/([a-z]+\.yml)", text):
+        assert (REPO / "playbooks" / name).exists(), name
+    places = ("playbooks/{}.yml", "plugins/modules/{}.py", "plugins/inventory/{}.py", "roles/{}")
+    for name in re.findall(r"tariq\.tariq\.(\w+)", text):
+        assert any((REPO / place.format(name)).exists() for place in places), name
+
+
 def test_the_policy_page_shows_a_policy_that_is_good(tmp_path):
     page = (REPO / "docs" / "policy.md").read_text()
     path = tmp_path / "agent.yml"
@@ -76,6 +128,19 @@ def test_make_targets_in_the_documents_exist():
     for page in PAGES:
         for target in re.findall(r"`make ([a-z-]+)", page.read_text()):
             assert target in known, f"{page.name}: make {target}"
+
+
+def test_the_workflow_runs_targets_and_scenarios_that_exist():
+    known = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
+    jobs = yaml.safe_load((REPO / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    targets = [target for run in runs for target in re.findall(r"^make ([a-z-]+)", run)]
+    assert known >= set(targets) >= {"lint", "unit", "wire", "fleet-test", "molecule"}
+    for job in jobs.values():
+        assert job["timeout-minutes"] <= 60
+    for each in jobs["molecule"]["strategy"]["matrix"]["include"]:
+        name = each["arguments"].removeprefix("-s ")
+        assert name == "--all" or (REPO / "molecule" / name / "molecule.yml").exists()
 
 
 def test_security_md_names_files_that_exist():

@@ -180,7 +180,7 @@ def test_no_gpg_on_the_machine(place):
     tariq(place, "key", "new", "alice", status=7, says="gpg: not found.*apt", env=env)
 
 
-@pytest.mark.parametrize("verb", ["run", "init", "card", "unguard"])
+@pytest.mark.parametrize("verb", ["run", "init", "card", "guard", "unguard"])
 def test_no_root_for_the_agent(place, verb):
     if os.geteuid() == 0 and not _nobody_can_run():
         pytest.skip("cannot here: nobody can't enter this checkout; tests/wire has the same test")
@@ -228,7 +228,7 @@ def _nobody_can_run() -> bool:
         ({"default_service": "web"}, "default_service: no service 'web'"),
         ({"serial": True}, "serial: not a whole number"),
         ({"window": 0}, "window: not"),
-        ({"tasks": {"reboot": {}}}, r"tasks\.reboot: unknown field"),
+        ({"tasks": {"reboot": {"user": "root"}}}, r"tasks\.reboot\.argv: missing"),
     ],
 )
 def test_a_policy_that_can_not_be_used(place, change, says):

@@ -1,11 +1,13 @@
 """The ledger: no id is used twice, whatever happens to clock, disk or process."""
 
 import sqlite3
+from dataclasses import replace
 
 import pytest
 
-from tariq.agent.ledger import Ledger
-from tariq.errors import AgentError
+from tariq.agent.ledger import Ledger, read_audit, verify_audit
+from tariq.errors import AgentError, AuditError
+from tariq.message import Action, Code, Receipt, Request, to_b64
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
 
@@ -59,3 +61,128 @@ def test_what_can_not_be_recorded_is_an_error(ledger, tmp_path):
 def test_a_directory_that_is_not_there_is_an_error_that_names_it(tmp_path):
     with pytest.raises(AgentError, match=r"missing/ledger\.db"):
         Ledger(tmp_path / "missing" / "ledger.db")
+
+
+# --- the audit trail ----------------------------------------------------------------------
+
+
+REQUEST = Request(
+    to=bytes(16), do=Action.RUN, t=1000, what=("deploy",), args={"version": "v1"}, id=A
+)
+RECEIPT = Receipt(re=A, t=1000, ok=True, code=Code.RAN, seen="192.0.2.1", policy=7, exit=0)
+
+
+@pytest.fixture
+def path(ledger, tmp_path):
+    """A trail of some requests; returns where it is."""
+    for n in range(5):
+        id_ = bytes([n]) * 16
+        ledger.claim(id_, 1000, "bob", "192.0.2.1", replace(REQUEST, id=id_).encode())
+        ledger.settle(id_, replace(RECEIPT, re=id_).encode())
+    return tmp_path / "ledger.db"
+
+
+def test_the_trail_tells_who_asked_for_what_and_what_came_of_it(path):
+    accepted, answered, *_ = (entry.content for entry in read_audit(path))
+    assert accepted["event"] == "accepted"
+    assert (accepted["operator"], accepted["source"]) == ("bob", "192.0.2.1")
+    assert (accepted["do"], accepted["what"], accepted["args"]) == (
+        "run",
+        ["deploy"],
+        {"version": "v1"},
+    )
+    assert (answered["event"], answered["code"], answered["exit"]) == ("answered", "ran", 0)
+    assert answered["id"] == accepted["id"]
+    assert verify_audit(path)[0] == 10
+    text = str([entry.content for entry in read_audit(path)])
+    assert not any(to_b64(bytes([n]) * 16) in text for n in range(5)), (
+        "no request's id, under which its receipt was sealed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "where"),
+    [
+        ("UPDATE audit SET row = replace(row, 'bob', 'eve') WHERE seq = 4", "row 4"),
+        ("UPDATE audit SET row = replace(row, 'bob', 'eve') WHERE seq = 10", "row 10"),
+        ("DELETE FROM audit WHERE seq = 4", "row 5"),
+        ("DELETE FROM audit WHERE seq <= 4", "row 5"),
+        (
+            "UPDATE audit SET seq = -1 WHERE seq = 4; UPDATE audit SET seq = 4 WHERE seq = 6;"
+            "UPDATE audit SET seq = 6 WHERE seq = -1",
+            "row 4",
+        ),
+        ("UPDATE audit SET hash = zeroblob(32) WHERE seq = 4", "row 4"),
+        (
+            "UPDATE anchor SET (seq, hash) = (SELECT seq, hash FROM audit WHERE seq = 4);"
+            "DELETE FROM audit WHERE seq <= 4",
+            "row 5",
+        ),
+        ("UPDATE audit SET row = '{}' WHERE seq = 4", "row 4"),
+    ],
+)
+def test_a_row_that_was_changed_taken_out_or_moved_is_found(path, how, where):
+    db = sqlite3.connect(path)
+    db.executescript(how)
+    db.commit()
+    db.close()
+    with pytest.raises(AuditError, match=rf"^{where}: "):
+        verify_audit(path)
+
+
+def test_a_trail_that_was_cut_at_its_end_looks_whole_but_its_last_hash_is_in_the_log(path):
+    """What can't be seen from within, as docs/audit.md says."""
+    _, head = verify_audit(path)
+    db = sqlite3.connect(path)
+    db.execute("DELETE FROM audit WHERE seq > 8")
+    db.commit()
+    db.close()
+    count, now = verify_audit(path)
+    assert count == 8
+    assert now != head
+
+
+def test_rows_that_are_old_leave_and_the_chain_still_verifies(ledger, path, monkeypatch):
+    monkeypatch.setattr("tariq.agent.ledger.KEEP", 3)
+    assert ledger.trim_audit(0) == 0
+    assert ledger.trim_audit(1 << 40) == 7
+    assert verify_audit(path)[0] == 4
+    assert ledger.trim_audit(1 << 40) == 1
+    assert verify_audit(path)[0] == 4
+    ledger.note("ended", id="0123abcd")
+    assert [entry.content["event"] for entry in read_audit(path)][-1] == "ended"
+    assert verify_audit(path)[0] == 5
+
+
+def test_forgotten_ids_leave_the_trail_alone(ledger, path):
+    ledger.forget_before(1 << 39)
+    assert verify_audit(path)[0] == 10
+
+
+def test_what_was_claimed_and_never_answered_is_recorded_as_unknown_once(ledger, path):
+    ledger.claim(C, 1000, "bob", "192.0.2.1", replace(REQUEST, id=C).encode())
+    again = Ledger(path)
+    assert again.close_open() == 1
+    assert again.close_open() == 0
+    again.close()
+    last = list(read_audit(path))[-1].content
+    assert (last["event"], last["detail"]) == ("unknown", "claimed, outcome unknown")
+    assert last["what"] == ["deploy"]
+    assert not ledger.claim(C, 1000, "bob", "192.0.2.1", b"{}")
+
+
+def test_a_row_is_told_of_only_once_it_is_on_disk(tmp_path):
+    told = []
+    ledger = Ledger(tmp_path / "other.db", told.append)
+    claim(ledger, A, 1000)
+    [entry] = told
+    assert entry.hash == verify_audit(tmp_path / "other.db")[1]
+    holder = sqlite3.connect(tmp_path / "other.db", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    ledger._db.execute("PRAGMA busy_timeout=50")
+    with pytest.raises(AgentError):
+        claim(ledger, B, 1000)
+    assert told == [entry]
+    holder.execute("ROLLBACK")
+    holder.close()
+    ledger.close()

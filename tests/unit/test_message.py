@@ -15,6 +15,8 @@ from tariq.message import (
     Code,
     Receipt,
     Request,
+    State,
+    TaskRun,
 )
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9_.-]{0,31}", fullmatch=True)
@@ -40,6 +42,20 @@ RECEIPTS = st.builds(
     leases=st.dictionaries(NAMES, st.integers(0, 1 << 40), max_size=4),
     exit=st.none() | st.integers(-255, 255),
     out=st.none() | st.text(max_size=50),
+    task=st.none() | st.from_regex(r"[0-9a-f]{8}", fullmatch=True),
+    state=st.none() | st.sampled_from(State),
+    size=st.none() | st.integers(0, 1 << 40),
+    sum=st.none() | st.binary(min_size=16, max_size=16),
+    tasks=st.lists(
+        st.builds(
+            TaskRun,
+            st.from_regex(r"[0-9a-f]{8}", fullmatch=True),
+            NAMES,
+            st.sampled_from(State),
+            st.none() | st.integers(-255, 255),
+        ),
+        max_size=3,
+    ).map(tuple),
     detail=st.text(max_size=50).map(lambda text: "".join(filter(str.isprintable, text))),
 )
 

@@ -149,6 +149,8 @@ def test_a_single_error_tells_of_the_first_and_counts_the_others(path):
         (("203.0.113.0/24", "203.0.113.9/24"), "not a network"),
         (("until: 2026-12-31", "until: soon"), "not a day such as"),
         (("Europe/Berlin", "Europe/Berlim"), "not a time zone"),
+        (("port: 62201", "port: 62201\ninterfaces: [eth0, a-name-too-long0]"), "network interface"),
+        (("port: 62201", "port: 62201\ninterfaces: []"), "not a list of at least 1"),
         (("Europe/Berlin", "../../etc/passwd"), "not a time zone"),
         (
             (
@@ -282,3 +284,56 @@ def test_keys_that_are_missing_expired_or_nobody_s_are_warned_of(tmp_path, path)
     assert "operators.alice: its key is expired" in found
     assert "operators.bob: its key is missing" in found
     assert any(f"key {made['eve']} is nobody's" in each for each in found)
+
+
+FIREWALL = TEXT.replace(
+    "port: 62201",
+    "port: 62201\nfirewall: iptables\nmark: 0x10\nbreak_glass: [192.0.2.0/24, '2001:db8::/64']",
+).replace(
+    "{protocol: tcp, port: 5432}",
+    "{protocol: tcp, port: 5432, forward: [10.0.0.5:22, '[fd00::5]:23'], masquerade: true}",
+)
+
+
+def test_fields_of_the_firewall(path):
+    path.write_text(FIREWALL)
+    policy = policy_file.load(path)
+    assert (policy.firewall, policy.mark) == ("iptables", 16)
+    assert [str(each) for each in policy.break_glass] == ["192.0.2.0/24", "2001:db8::/64"]
+    db = policy.services["db"]
+    assert [str(each) for each in db.forward] == ["10.0.0.5:22", "[fd00::5]:23"]
+    assert (db.forward_of(6).port, db.masquerade) == (23, True)
+    path.write_text(FIREWALL.replace("[10.0.0.5:22, '[fd00::5]:23']", "10.0.0.5:22"))
+    assert policy_file.load(path).services["db"].forward_of(6) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("firewall: iptables", "firewall: ufw", "not one of auto, nftables"),
+        ("mark: 0x10", "mark: 0", "whole number from 1"),
+        ("192.0.2.0/24", "192.0.2.1/24", "not a network"),
+        ("10.0.0.5:22", "10.0.0.5", "not a place such as"),
+        ("10.0.0.5:22", "fd00::5:22", "not a place such as"),
+        ("10.0.0.5:22", "10.0.0.256:22", "not a place such as"),
+        ("10.0.0.5:22", "10.0.0.5:99999", "not a whole number"),
+        ("'[fd00::5]:23'", "10.0.0.6:22", "two places of the same ip version"),
+        ("forward: [10.0.0.5:22, '[fd00::5]:23'], ", "", "only for a service with 'forward'"),
+        ("port: 443", "port: 22", "ssh has the same protocol and port"),
+        ("longest: 600", "longest: 2073601", "whole number from 1 to 2073600"),
+    ],
+)
+def test_mistakes_about_the_firewall(path, old, new, says):
+    path.write_text(FIREWALL.replace(old, new))
+    with pytest.raises(PolicyError, match=says):
+        policy_file.load(path)
+
+
+@pytest.mark.parametrize("everybody", ["0.0.0.0/0", "::/0"])
+def test_break_glass_for_everybody_is_warned_of(path, everybody):
+    path.write_text(FIREWALL.replace("192.0.2.0/24", f"'{everybody}'"))
+    found = list(policy_file.warnings(policy_file.load(path), dt.date(2026, 11, 24)))
+    assert f"break_glass: {everybody} is everybody: nothing is guarded from them" in found
+    path.write_text(FIREWALL)
+    found = list(policy_file.warnings(policy_file.load(path), dt.date(2026, 11, 24)))
+    assert not any("break_glass" in each for each in found)

@@ -2,35 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
-from lab import AgentHost, Forger, Network, Operator, Recorder, Server, reachable_python, scratch
-
-
-@dataclass
-class World:
-    """A host web1 with an agent that trusts alice (a person) and bob (who forges)."""
-
-    base: Path
-    net: Network
-    host: AgentHost
-    alice: Operator
-    bob: Forger
-    cards: Path
-    python: str
-
-    def knock(self, *words: str, verb: str = "knock", host: str = "web1", **more):
-        """Run the client as alice, an ordinary user, on the client's machine."""
-        more.setdefault("node", self.net.client)
-        return self.alice.tariq(verb, host, "--cards", str(self.cards), *words, **more)
-
-    def reachable(self, version: int = 4, port: int = 22, node=None) -> bool:
-        return (node or self.net.client).connects(self.address(version), port)
-
-    def address(self, version: int = 4) -> str:
-        return (self.net.V4 if version == 4 else self.net.V6)["host"]
+from lab import Recorder, made, reachable_python, scratch
 
 
 @pytest.fixture(scope="module")
@@ -41,26 +14,8 @@ def python():
 
 @pytest.fixture(scope="module")
 def world(python):
-    with scratch() as base:
-        net = Network()
-        servers = [Server(net.host, port) for port in (22, 443, 8080)]
-        alice, bob = Operator(base, "alice", python), Forger(base, "bob")
-        host = AgentHost(base, net.host, python)
-        host.trust(alice)
-        host.trust(bob)
-        cards = base / "cards"
-        cards.mkdir()
-        try:
-            host.start()
-            host.write_card(cards, [net.V4["host"], net.V6["host"]])
-            yield World(base, net, host, alice, bob, cards, python)
-        finally:
-            host.close()
-            alice.close()
-            bob.close()
-            for server in servers:
-                server.close()
-            net.delete()
+    with made(python) as one:
+        yield one
 
 
 @pytest.fixture
@@ -75,3 +30,13 @@ def from_host(world):
     yield answers
     for recorder in recorders:
         recorder.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Show beside a failure what the agent said of it."""
+    report = yield
+    world = getattr(item, "funcargs", {}).get("world")
+    if report.failed and world is not None and world.host.log.exists():
+        report.sections.append(("the agent's log", world.host.log.read_text()[-4000:]))
+    return report

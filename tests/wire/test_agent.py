@@ -94,6 +94,18 @@ def test_sigterm_ends_both_cleanly_and_unguard_opens_everything(world):
     assert not world.reachable(4)
 
 
+def test_unguard_works_without_the_library_that_the_guard_came_from(world):
+    world.host.stop()
+    hidden = 'for each in $(ldconfig -p | sed -n "s/.*libnftables.so.1 .*=> //p"); do'
+    hidden += ' mount --bind /dev/null "$each"; done'
+    unguard = f"{world.python} -m tariq agent unguard"
+    assert not world.reachable(4)
+    world.net.host.run("unshare", "-m", "sh", "-c", f"{hidden}; exec {unguard}", cwd="/")
+    assert world.reachable(4)
+    world.host.start()
+    assert not world.reachable(4)
+
+
 def test_the_rest_of_the_ruleset_is_left_as_it_was(world):
     nft = world.net.host.run
     world.host.stop()

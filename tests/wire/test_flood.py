@@ -88,7 +88,7 @@ def test_filters_follow_the_clock_without_a_gap(world):
             payload = picture.wrap(b"words", key, Direction.TO_HOST, stamped)
             with world.net.client.entered(), contextlib.suppress(NoAnswer):
                 FastOpen().exchange(world.address(), 7, payload, 0.2)
-            return sniffer.recv_bytes() is not None
+            return sniffer.receive() is not None
 
         assert passes(now[0])
         ahead = now[0] + proof.WINDOW
@@ -129,6 +129,6 @@ def test_filters_are_replaced_where_two_do_not_fit(world):
             with world.net.host.entered():
                 sock = sockets.open_sniffer(family, plain)
             with sock:
-                assert all(bpf.replace(sock, keyed, plain) for _ in range(3))
+                assert all(sockets.replace(sock, keyed, plain) for _ in range(3))
     finally:
         world.net.host.run("sysctl", "-w", f"{setting}={before}")

@@ -4,7 +4,9 @@ import json
 import socket
 import time
 
+import galaxy
 import pytest
+import yaml
 from lab import PORT, eventually, run
 
 BOTH = pytest.mark.parametrize("version", [4, 6])
@@ -119,6 +121,29 @@ def test_a_one_host_knock_loads_none_of_the_heavy_packages(world):
     told = run(*command, env=env, cwd="/")
     assert "opened" in told.stdout
     assert "heavy: []" in told.stdout
+
+
+def test_a_vaulted_card_opens_the_host_as_its_plain_one_does(world):
+    """And nothing that the client says has the card's secret in it, nor the password."""
+    card = world.host.write_card(world.cards, [world.net.V4["host"]], name="vaulted")
+    secret = yaml.safe_load(card.read_text())["knock_key"]
+    password = world.base / "password"
+    password.write_text("open sesame\n")
+    password.chmod(0o644)
+    galaxy.run("vault", "encrypt", "--vault-password-file", password, card)
+    card.chmod(0o644)
+    assert secret not in card.read_text()
+    try:
+        shut = world.knock(host="vaulted", check=False)
+        assert shut.returncode == 5
+        named = {"ANSIBLE_VAULT_PASSWORD_FILE": str(password)}
+        told = world.knock("--for", "1s", "--json", host="vaulted", env=named)
+        assert '"code": "opened"' in told.stdout
+        said = shut.stdout + shut.stderr + told.stdout + told.stderr
+        assert secret not in said
+        assert "sesame" not in said
+    finally:
+        card.unlink()
 
 
 def test_the_client_waits_no_longer_than_its_tries(world):

@@ -1,0 +1,1 @@
+../../../plugins/action/host_card.py

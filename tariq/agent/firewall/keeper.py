@@ -1,0 +1,197 @@
+"""The guard over time: it is put back when others take it away, and so are its leases."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from tariq.agent.firewall.base import Firewall, Guard, Lease
+from tariq.agent.policy import Service
+from tariq.errors import FirewallError
+
+_SLACK = 2.0
+"""Seconds by which the kernel may end a lease before we think that somebody else did."""
+_DOWN = "down: root ran 'tariq agent unguard'"
+log = logging.getLogger("tariq.firewall")
+
+Key = tuple[str, Service]
+
+
+def boottime() -> float:
+    """Return seconds that no clock change touches and that go on while the host sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Keeper:
+    """A backend, and the memory of what it should hold.
+
+    ``others`` are backends that may still hold the guard of an earlier policy. While the
+    file ``unguarded`` exists, the guard is down because root wants it so.
+    """
+
+    def __init__(
+        self,
+        firewall: Firewall,
+        wanted: Guard,
+        *,
+        others: Sequence[Firewall] = (),
+        unguarded: Path | None = None,
+        clock: Callable[[], float] = boottime,
+    ) -> None:
+        self._firewall, self._wanted, self._others = firewall, wanted, others
+        self._unguarded, self._clock = unguarded, clock
+        self._deadlines: dict[Key, float] = {}
+        self._next_look = 0.0
+        self._trouble = ""
+        self.news = ""
+        """What ``status`` tells: the last thing that happened to the guard, with its time."""
+
+    def start(self) -> None:
+        """Put the guard up; leases of an earlier agent, or in another backend, live on."""
+        held = self._firewall.leases()
+        moved = [lease for other in self._others for lease in _what_is_left(other)]
+        self._firewall.guard(self._wanted)
+        if moved:
+            self._firewall.open(moved)
+        for other in self._others:
+            clear(other)
+        if self._unguarded is not None:
+            self._unguarded.unlink(missing_ok=True)
+        self._remember([*held, *moved])
+
+    def replace(
+        self, wanted: Guard, firewall: Firewall | None = None, others: Sequence[Firewall] = ()
+    ) -> None:
+        """Guard by another policy from now on; raise FirewallError, and the old one stays.
+
+        ``firewall`` and ``others`` as for a new keeper, where the policy names another backend.
+        """
+        before = self._wanted, self._firewall, self._others
+        self._wanted = wanted
+        if self._is_down():
+            return
+        try:
+            if firewall is None or firewall.name == self._firewall.name:
+                self._firewall.guard(wanted)
+            else:
+                self._firewall, self._others = firewall, others
+                self.start()
+        except FirewallError:
+            self._wanted, self._firewall, self._others = before
+            raise
+
+    def open(self, leases: Iterable[Lease]) -> None:
+        """Grant or prolong leases, all or none; raise FirewallError."""
+        leases = list(leases)
+        if self._is_down():
+            raise FirewallError("guard", _DOWN, "wait for 'tariq agent guard' there")
+        try:
+            self._firewall.open(leases)
+        except FirewallError:
+            if not self._put_back():
+                raise
+            self._firewall.open(leases)
+        self._remember(leases)
+
+    def close(self, leases: Iterable[Lease], *, cut: bool = False) -> None:
+        """End leases now, and with ``cut`` the connections on them; raise FirewallError."""
+        leases = list(leases)
+        for lease in leases:  # before the kernel is asked: what was to end is never put back
+            self._deadlines.pop((lease.address, lease.service), None)
+        self._firewall.close(leases, cut=cut)
+
+    def leases(self) -> list[Lease]:
+        """Return the leases that the kernel holds; raise FirewallError."""
+        return self._firewall.leases()
+
+    def check(self) -> None:
+        """Look whether all stands, as often as the backend can bear, and mend what doesn't.
+
+        To be called about once a second. Never raises: what can't be mended is logged, told by
+        ``news`` and tried again.
+        """
+        now = self._clock()
+        if now < self._next_look:
+            return
+        self._next_look = now + self._firewall.every
+        try:
+            if self._is_down():
+                self._tell(f"the guard is {_DOWN}")
+            elif not self._put_back():
+                self._compare(now)
+                self._trouble = ""
+        except FirewallError as why:
+            self._tell(f"the guard can't be put back: {why}")
+
+    def _is_down(self) -> bool:
+        return self._unguarded is not None and self._unguarded.exists()
+
+    def _put_back(self) -> bool:
+        """Put guard and leases back if the guard is gone; tell whether it was."""
+        if self._firewall.intact():
+            return False
+        self._firewall.guard(self._wanted)
+        there = {(lease.address, lease.service) for lease in self._firewall.leases()}
+        lost = [lease for lease in self._running() if (lease.address, lease.service) not in there]
+        if lost:
+            self._firewall.open(lost)
+        self._trouble = ""
+        self._tell(f"the guard was gone, put back; leases restored: {len(lost)}")
+        return True
+
+    def _compare(self, now: float) -> None:
+        """Hold the kernel's leases against ours.
+
+        The kernel's timers stand still while a host sleeps: a lease that should have ended
+        is ended. One that somebody deleted beside us is gone for good, and told of.
+        """
+        if not self._deadlines:
+            return
+        held = {(lease.address, lease.service): lease for lease in self._firewall.leases()}
+        over = [lease for key, lease in held.items() if self._deadlines.get(key, now) < now - 1]
+        if over:
+            self._firewall.close(over)
+        lost = [key for key, end in self._deadlines.items() if key not in held]
+        taken = [key for key in lost if self._deadlines[key] > now + _SLACK]
+        for key in lost:
+            del self._deadlines[key]
+        if taken:
+            self._trouble = ""
+            self._tell(f"{len(taken)} leases were taken away by another program")
+
+    def _running(self) -> list[Lease]:
+        now = self._clock()
+        return [
+            Lease(address, service, int(end - now))
+            for (address, service), end in self._deadlines.items()
+            if end - now >= 1
+        ]
+
+    def _remember(self, leases: Iterable[Lease]) -> None:
+        now = self._clock()
+        for lease in leases:
+            self._deadlines[lease.address, lease.service] = now + lease.seconds
+
+    def _tell(self, what: str) -> None:
+        """Log a change once, and keep it for ``status``."""
+        if what != self._trouble:
+            log.error("%s", what)
+            self._trouble = what
+            self.news = f"{time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())}: {what}"
+
+
+def _what_is_left(other: Firewall) -> list[Lease]:
+    try:
+        return other.leases()
+    except FirewallError:
+        return []
+
+
+def clear(other: Firewall) -> None:
+    """Take down what an earlier policy left in another backend, if that works here at all."""
+    try:
+        other.unguard()
+    except FirewallError as why:
+        log.info("%s: nothing taken down: %s", other.name, why)

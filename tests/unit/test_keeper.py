@@ -1,0 +1,143 @@
+"""The guard over time, against a clock and a kernel that can be told what to do.
+
+A host that sleeps, and the last second of a lease, can't be had for real.
+"""
+
+import pytest
+
+from tariq.agent.firewall.base import Guard, Lease
+from tariq.agent.firewall.keeper import Keeper
+from tariq.agent.policy import Service
+from tariq.errors import FirewallError
+
+SSH, WEB = Service("tcp", 22), Service("tcp", 443)
+ME = "192.0.2.9"
+
+
+class Kernel:
+    """A backend whose timers run only when it is told so."""
+
+    name, every = "told", 1.0
+
+    def __init__(self):
+        self.held, self.guarded, self.broken = {}, False, False
+
+    def guard(self, wanted):
+        if self.broken:
+            raise FirewallError("told", "broken")
+        self.guarded = True
+
+    def intact(self):
+        return self.guarded
+
+    def open(self, leases):
+        if not self.guarded:
+            raise FirewallError("told", "no set")
+        self.held |= {(each.address, each.service): each for each in leases}
+
+    def close(self, leases, *, cut=False):
+        for each in leases:
+            self.held.pop((each.address, each.service), None)
+
+    def leases(self):
+        return list(self.held.values())
+
+    def flush(self):
+        self.held, self.guarded = {}, False
+
+
+@pytest.fixture
+def kernel():
+    return Kernel()
+
+
+@pytest.fixture
+def clock():
+    return [1000.0]
+
+
+@pytest.fixture
+def keeper(kernel, clock, tmp_path):
+    keeper = Keeper(
+        kernel, Guard(62201, (SSH, WEB)), unguarded=tmp_path / "unguarded", clock=lambda: clock[0]
+    )
+    keeper.start()
+    return keeper
+
+
+def test_a_lease_is_put_back_for_what_is_left_of_it(kernel, keeper, clock):
+    keeper.open([Lease(ME, SSH, 60), Lease(ME, WEB, 10)])
+    clock[0] += 9.5
+    kernel.flush()
+    keeper.check()
+    assert kernel.leases() == [Lease(ME, SSH, 50)], "never longer, and not for a last half second"
+    assert "put back; leases restored: 1" in keeper.news
+
+
+def test_a_closed_lease_is_never_put_back(kernel, keeper, clock):
+    keeper.open([Lease(ME, SSH, 60)])
+    keeper.close([Lease(ME, SSH, 0)])
+    kernel.flush()
+    clock[0] += 1
+    keeper.check()
+    assert kernel.guarded
+    assert not kernel.leases()
+
+
+def test_a_lease_that_slept_over_its_end_is_ended(kernel, keeper, clock):
+    """The host slept: its kernel's timer stood still."""
+    keeper.open([Lease(ME, SSH, 60)])
+    clock[0] += 59
+    keeper.check()
+    assert kernel.leases()
+    clock[0] += 3
+    keeper.check()
+    assert not kernel.leases()
+
+
+def test_what_an_earlier_agent_granted_is_put_back_too(kernel, clock):
+    kernel.guarded = True
+    kernel.open([Lease(ME, SSH, 30)])
+    keeper = Keeper(kernel, Guard(62201, (SSH,)), clock=lambda: clock[0])
+    keeper.start()
+    kernel.flush()
+    clock[0] += 10
+    keeper.check()
+    assert kernel.leases() == [Lease(ME, SSH, 20)]
+
+
+def test_a_knock_just_after_a_flush_finds_the_guard_put_back(kernel, keeper):
+    keeper.open([Lease(ME, WEB, 60)])
+    kernel.flush()
+    keeper.open([Lease(ME, SSH, 60)])
+    assert {each.service for each in kernel.leases()} == {SSH, WEB}
+
+
+def test_what_can_not_be_put_back_is_told_of_once_and_tried_again(kernel, keeper, clock, caplog):
+    kernel.flush()
+    kernel.broken = True
+    for _ in range(3):
+        clock[0] += 1
+        keeper.check()
+    assert "can't be put back: told: broken" in keeper.news
+    assert len(caplog.records) == 1
+    with pytest.raises(FirewallError):
+        keeper.open([Lease(ME, SSH, 60)])
+    kernel.broken = False
+    clock[0] += 1
+    keeper.check()
+    assert kernel.guarded
+    assert "the guard was gone, put back" in keeper.news
+
+
+def test_while_root_wants_it_down_nothing_is_put_up(kernel, keeper, clock, tmp_path):
+    (tmp_path / "unguarded").touch()
+    kernel.flush()
+    clock[0] += 1
+    keeper.check()
+    with pytest.raises(FirewallError, match="root ran"):
+        keeper.open([Lease(ME, SSH, 60)])
+    assert not kernel.guarded
+    keeper.start()
+    assert kernel.guarded
+    assert not (tmp_path / "unguarded").exists()

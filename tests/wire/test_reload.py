@@ -1,0 +1,92 @@
+"""SIGHUP: a new policy at once and whole, or not at all, and nobody is cut off."""
+
+import copy
+import signal
+
+import pytest
+from lab import PORT, eventually
+
+from tariq.message import Action
+
+
+@pytest.fixture
+def policy(world):
+    """The policy, to be changed at will; afterwards it is as before."""
+    before = copy.deepcopy(world.host.policy)
+    yield world.host.policy
+    world.host.policy.clear()
+    world.host.policy.update(before)
+    world.host.stop()
+    world.host.start()
+
+
+def reload(world, says):
+    """Write the policy, send SIGHUP, and wait for what the log says of it."""
+    world.host.write_policy()
+    already = world.host.log.read_text().count(says)
+    world.host.process.send_signal(signal.SIGHUP)
+    eventually(lambda: world.host.log.read_text().count(says) > already, 10)
+
+
+def test_services_operators_and_tasks_change_and_leases_stay(world, policy):
+    sentry = world.host.sentry_pid()
+    world.knock("-4", "--for", "30s", "--open", "ssh")
+    assert world.net.stranger.connects(world.address(), 8080), "not guarded yet"
+    policy["serial"] = 8
+    policy["services"]["extra"] = {"protocol": "tcp", "port": 8080}
+    policy["tasks"] = {"hello": {"argv": ["/bin/echo", "hello"], "user": "nobody"}}
+    policy["operators"]["alice"] |= {"services": ["ssh", "extra"], "tasks": ["hello"]}
+    del policy["operators"]["bob"]
+    reload(world, "reloaded: policy 8")
+    assert world.reachable(), "the lease lives on"
+    assert not world.net.stranger.connects(world.address(), 8080), "guarded now"
+    assert "opened" in world.knock("-4", "--for", "5s", "--open", "extra").stdout
+    assert world.reachable(port=8080)
+    assert "hello" in world.knock("hello", "-4", verb="run").stdout
+    assert world.net.client.exchange(world.address(), world.bob.payload(world.host)) is None
+    assert world.host.sentry_pid() == sentry, "the same sentry, with all that it remembers"
+    world.knock("-4", verb="close")
+
+
+def test_a_bad_policy_changes_nothing_and_the_log_says_where(world, policy):
+    policy["serial"] = 9
+    policy["services"]["web"]["port"] = 70_000
+    reload(world, "not reloaded, policy 7 goes on")
+    assert "services.web.port: not a whole number" in world.host.log.read_text()
+    assert "line " in world.host.log.read_text().rpartition("not reloaded")[2]
+    told = world.knock("-4", "--for", "1s", "--open", "web").stdout
+    assert "opened" in told
+    assert " 7 " in told
+
+
+def test_an_operator_without_a_key_changes_nothing_either(world, policy):
+    policy["serial"] = 9
+    policy["operators"]["carol"] = {"fingerprint": "0" * 40, "services": ["ssh"]}
+    reload(world, "not reloaded, policy 7 goes on")
+    assert " 7 " in world.knock("-4", "--for", "1s").stdout
+
+
+def test_whoever_waits_for_a_task_is_answered_across_a_reload(world, policy):
+    argv = ["/bin/sh", "-c", "sleep 1; echo done"]
+    policy["tasks"] = {"nap": {"argv": argv, "user": "nobody"}}
+    policy["operators"]["bob"]["tasks"] = ["nap"]
+    reload(world, "reloaded: policy 7")
+    payload = world.bob.payload(world.host, do=Action.RUN, what=("nap",), seconds=None)
+    world.net.client.exchange(world.address(), payload, 0.4)
+    world.host.process.send_signal(signal.SIGHUP)
+    assert world.net.client.exchange(world.address(), payload, 2), "the receipt of the first try"
+
+
+def test_another_knock_port_takes_another_sentry(world, policy):
+    sentry = world.host.sentry_pid()
+    policy["port"] = PORT + 1
+    reload(world, f"knock port {PORT + 1}")
+    assert world.host.sentry_pid() != sentry
+    card = world.host.write_card(world.cards, [world.address()], name="moved", port=PORT + 1)
+    try:
+        told = world.knock("-4", "--for", "1s", host="moved").stdout
+        assert "opened" in told
+        old = world.bob.payload(world.host)
+        assert world.net.client.exchange(world.address(), old, 0.5) is None
+    finally:
+        card.unlink()
