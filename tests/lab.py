@@ -390,6 +390,10 @@ class AgentHost:
     def _dirs(self) -> list[str]:
         return ["--etc", str(self.etc), "--state", str(self.state)]
 
+    @property
+    def _run_dir(self) -> list[str]:
+        return ["--run", str(self.base / "run")]
+
     def tariq(self, *words: str, state: bool = True, **more):
         dirs = self._dirs if state else self._dirs[:2]
         return self.node.run(self.python, "-m", "tariq", *words, *dirs, cwd="/", **more)
@@ -412,6 +416,14 @@ class AgentHost:
     def write_policy(self) -> None:
         (self.etc / "agent.yml").write_text(yaml.safe_dump(self.policy))
 
+    def guard(self):
+        return self.tariq("agent", "guard", *self._run_dir, state=False)
+
+    def unguard(self, **more):
+        """Take the guard down; an agent that runs is told by its own directory, and lets it be."""
+        words = ("-m", "tariq", "agent", "unguard", *self._run_dir)
+        return self.node.run(self.python, *words, cwd="/", **more)
+
     def start(self, script: tuple[str, ...] = ("-m", "tariq")) -> None:
         """Start the agent and wait until it says that it is ready."""
         self.write_policy()
@@ -428,8 +440,7 @@ class AgentHost:
                     "agent",
                     "run",
                     *self._dirs,
-                    "--run",
-                    str(self.base / "run"),
+                    *self._run_dir,
                 ),
                 stdout=log,
                 stderr=log,

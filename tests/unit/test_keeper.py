@@ -3,8 +3,12 @@
 A host that sleeps, and the last second of a lease, can't be had for real.
 """
 
+import contextlib
+import itertools
+
 import pytest
 
+from tariq.agent import firewall
 from tariq.agent.firewall.base import Guard, Lease
 from tariq.agent.firewall.keeper import Keeper
 from tariq.agent.policy import Service
@@ -21,16 +25,27 @@ class Kernel:
 
     def __init__(self):
         self.held, self.guarded, self.broken = {}, False, False
+        self.besides = []
+        """Other backends of the same host."""
+        self.meanwhile = lambda: None
+        """What somebody else does just before a step of ours."""
 
     def guard(self, wanted):
+        self.meanwhile()
         if self.broken:
             raise FirewallError("told", "broken")
         self.guarded = True
 
+    def unguard(self):
+        self.meanwhile()
+        self.flush()
+
     def intact(self):
+        self.meanwhile()
         return self.guarded
 
     def open(self, leases):
+        self.meanwhile()
         if not self.guarded:
             raise FirewallError("told", "no set")
         self.held |= {(each.address, each.service): each for each in leases}
@@ -40,6 +55,7 @@ class Kernel:
             self.held.pop((each.address, each.service), None)
 
     def leases(self):
+        self.meanwhile()
         return list(self.held.values())
 
     def flush(self):
@@ -141,3 +157,69 @@ def test_while_root_wants_it_down_nothing_is_put_up(kernel, keeper, clock, tmp_p
     keeper.start()
     assert kernel.guarded
     assert not (tmp_path / "unguarded").exists()
+
+
+def other_guard(keeper):
+    keeper.replace(Guard(62201, (SSH,)))
+
+
+def other_backend(keeper):
+    old, new = keeper._firewall, Kernel()
+    new.name, new.meanwhile = "other", old.meanwhile
+    old.besides.append(new)
+    keeper.replace(Guard(62201, (SSH,)), new, [old])
+
+
+def a_knock(keeper):
+    with contextlib.suppress(FirewallError):
+        keeper.open([Lease(ME, SSH, 60)])
+
+
+@pytest.mark.parametrize("work", [Keeper.check, a_knock, other_guard, other_backend])
+@pytest.mark.parametrize(
+    ("told_at", "down_at"), list(itertools.combinations_with_replacement(range(6), 2))
+)
+def test_roots_word_holds_whenever_it_comes(
+    keeper, kernel, clock, tmp_path, work, told_at, down_at
+):
+    """``unguard`` tells the agent, then takes the guard down; both between any steps of ours."""
+    steps = iter(range(99))
+
+    def meanwhile():
+        step = next(steps)
+        if step == told_at:
+            (tmp_path / "unguarded").touch()
+        if step == down_at:
+            for each in (kernel, *kernel.besides):
+                each.flush()
+
+    clock[0] += 1
+    kernel.flush()
+    kernel.meanwhile = meanwhile
+    with contextlib.suppress(FirewallError):
+        work(keeper)
+    for _ in range(12):  # what didn't come in between comes afterwards
+        meanwhile()
+    clock[0] += 1
+    keeper.check()
+    assert not any(each.guarded for each in (kernel, *kernel.besides))
+    assert "root ran" in keeper.news
+
+
+def test_unguard_says_it_again_if_a_start_has_just_forgotten_it(kernel, tmp_path, monkeypatch):
+    told = tmp_path / "unguarded"
+    times = []
+
+    def delete(_name):
+        times.append(1)
+        if len(times) == 1:  # the last step of an agent's start
+            kernel.guarded = True
+            told.unlink()
+        else:
+            kernel.flush()
+
+    monkeypatch.setattr(firewall, "delete_inet_table", delete)
+    monkeypatch.setattr(firewall.iptables, "variants", list)
+    firewall.take_down(told)
+    assert told.exists()
+    assert not kernel.guarded

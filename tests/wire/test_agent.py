@@ -87,7 +87,7 @@ def test_sigterm_ends_both_cleanly_and_unguard_opens_everything(world):
     assert world.host.stop() == 0
     assert not Path(f"/proc/{sentry}").exists()
     assert not world.reachable(4), "a stopped agent fails closed"
-    world.net.host.run(world.python, "-m", "tariq", "agent", "unguard", cwd="/")
+    world.host.unguard()
     assert world.reachable(4)
     assert "tariq" not in world.net.host.run("nft", "list", "ruleset").stdout
     world.host.start()
@@ -120,7 +120,7 @@ def test_the_rest_of_the_ruleset_is_left_as_it_was(world):
     time.sleep(1.5)
     world.host.stop()
     assert nft("nft", "list", "table", "inet", "mine").stdout == mine
-    nft(world.python, "-m", "tariq", "agent", "unguard", cwd="/")
+    world.host.unguard()
     listed = nft("nft", "list", "ruleset").stdout
     assert listed == mine
     nft("nft", "delete", "table", "inet", "mine")

@@ -314,7 +314,7 @@ def traces(world) -> str:
 def test_the_rest_of_the_ruleset_is_left_as_it_was(world):
     run, tables = world.net.host.run, world.tables
     world.host.stop()
-    unguard(world)
+    world.host.unguard()
     assert traces(world) == ""
     run("nft", "add table inet mine; add chain inet mine in { type filter hook input priority 0; };"
         "add rule inet mine in tcp dport 8080 accept comment mine")  # fmt: skip
@@ -342,7 +342,7 @@ def test_the_rest_of_the_ruleset_is_left_as_it_was(world):
         seen["expired"] = everything_else(world)
         world.host.stop()
         seen["stopped"] = everything_else(world)
-        unguard(world)
+        world.host.unguard()
         seen["unguarded"] = everything_else(world)
         assert traces(world) == ""
         for moment, found in seen.items():
@@ -355,12 +355,6 @@ def test_the_rest_of_the_ruleset_is_left_as_it_was(world):
                 run(program, "-t", table, "-F")
                 run(program, "-t", table, "-X")
         world.host.start()
-
-
-def unguard(world, **more):
-    run = world.net.host.run
-    words = [world.python, "-m", "tariq", "agent", "unguard", "--run", str(world.host.base / "run")]
-    return run(*words, cwd="/", **more)
 
 
 DEFAULT_DROP = """
@@ -564,7 +558,7 @@ def test_a_lease_that_root_deletes_stays_deleted_and_is_told_of(world):
 
 
 def test_unguard_holds_while_the_agent_runs_until_guard(world):
-    unguard(world)
+    world.host.unguard()
     try:
         time.sleep(4)
         assert world.reachable(4, node=world.net.stranger), "root's word holds"
@@ -572,31 +566,27 @@ def test_unguard_holds_while_the_agent_runs_until_guard(world):
         assert world.reachable(4, node=world.net.stranger), "and a knock doesn't change it"
         assert "root ran 'tariq agent unguard'" in world.host.log.read_text()
     finally:
-        told = guard(world)
+        told = world.host.guard()
     assert f"with {world.backend}" in told.stdout
     assert not world.reachable(4, node=world.net.stranger)
     time.sleep(3.5)
     assert not world.reachable(4, node=world.net.stranger)
 
 
-def guard(world):
-    return world.host.tariq("agent", "guard", "--run", str(world.host.base / "run"), state=False)
-
-
 def test_guard_needs_no_agent_and_keeps_leases(world):
     world.knock("-4", "--for", "60s")
     world.host.stop()
     try:
-        guard(world)
+        world.host.guard()
         shape = everything_else(world)
         assert world.reachable(4)
         assert not world.reachable(4, node=world.net.stranger)
-        guard(world)
+        world.host.guard()
         assert world.reachable(4), "and can be said twice"
         assert everything_else(world) == shape
-        unguard(world)
+        world.host.unguard()
         assert world.reachable(4, node=world.net.stranger)
-        guard(world)
+        world.host.guard()
         assert not world.reachable(4), "after a reboot no lease is left"
         assert not world.reachable(4, node=world.net.stranger)
     finally:
@@ -678,7 +668,7 @@ def test_a_guard_that_the_agent_could_not_take_along_is_cleared(world):
     try:
         world.host.policy["firewall"] = other
         world.host.write_policy()
-        guard(world)
+        world.host.guard()
         world.host.policy["firewall"] = mine
         code = f"from tariq.agent import firewall; firewall.clear_others({mine!r})"
         world.net.host.run(world.python, "-c", code, cwd="/")

@@ -112,7 +112,7 @@ def test_other_ways_to_scan(world, twin, words):
 
 def test_a_port_that_is_not_guarded_is_told_apart(world, twin):
     """The control of all of the above: without its guard the host is another than its twin."""
-    world.net.host.run(world.python, "-m", "tariq", "agent", "unguard", cwd="/")
+    world.host.unguard()
     try:
         host, dropped = scan(world, 4, *FIRST)
         assert host != dropped

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -72,10 +71,19 @@ def take_down(unguarded: Path) -> None:
     The file tells an agent that runs that root wants it so; without an agent there is no
     directory for it, and nobody to be told.
     """
-    if unguarded.parent.is_dir():
-        with contextlib.suppress(OSError):  # a full /run must not keep the ports closed
-            unguarded.touch(mode=0o600)
-    # by the shortest way: what a backend needs to guard may be what is broken
-    delete_inet_table(TABLE.split()[1])
-    for variant in iptables.variants():
-        Iptables(variant).unguard()
+    for _ in range(3):
+        told = _tell(unguarded)
+        # by the shortest way: what a backend needs to guard may be what is broken
+        delete_inet_table(TABLE.split()[1])
+        for variant in iptables.variants():
+            Iptables(variant).unguard()
+        if not told or unguarded.exists():  # else an agent that was starting has just forgotten it
+            break
+
+
+def _tell(unguarded: Path) -> bool:
+    try:
+        unguarded.touch(mode=0o600)
+    except OSError:  # no agent to be told; or a full /run, which must not keep the ports closed
+        return False
+    return True

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tariq.agent.firewall.base import Firewall, Guard, Lease
@@ -50,6 +51,11 @@ class Keeper:
 
     def start(self) -> None:
         """Put the guard up; leases of an earlier agent, or in another backend, live on."""
+        self._take_over()
+        if self._unguarded is not None:
+            self._unguarded.unlink(missing_ok=True)
+
+    def _take_over(self) -> None:
         held = self._firewall.leases()
         moved = [lease for other in self._others for lease in _what_is_left(other)]
         self._firewall.guard(self._wanted)
@@ -57,8 +63,6 @@ class Keeper:
             self._firewall.open(moved)
         for other in self._others:
             clear(other)
-        if self._unguarded is not None:
-            self._unguarded.unlink(missing_ok=True)
         self._remember([*held, *moved])
 
     def replace(
@@ -73,11 +77,12 @@ class Keeper:
         if self._is_down():
             return
         try:
-            if firewall is None or firewall.name == self._firewall.name:
-                self._firewall.guard(wanted)
-            else:
-                self._firewall, self._others = firewall, others
-                self.start()
+            with self._giving_way():
+                if firewall is None or firewall.name == self._firewall.name:
+                    self._firewall.guard(wanted)
+                else:
+                    self._firewall, self._others = firewall, others
+                    self._take_over()
         except FirewallError:
             self._wanted, self._firewall, self._others = before
             raise
@@ -132,14 +137,29 @@ class Keeper:
         """Put guard and leases back if the guard is gone; tell whether it was."""
         if self._firewall.intact():
             return False
-        self._firewall.guard(self._wanted)
-        there = {(lease.address, lease.service) for lease in self._firewall.leases()}
-        lost = [lease for lease in self._running() if (lease.address, lease.service) not in there]
-        if lost:
-            self._firewall.open(lost)
-        self._trouble = ""
-        self._tell(f"the guard was gone, put back; leases restored: {len(lost)}")
+        with self._giving_way():
+            self._firewall.guard(self._wanted)
+            there = {(lease.address, lease.service) for lease in self._firewall.leases()}
+            lost = [each for each in self._running() if (each.address, each.service) not in there]
+            if lost:
+                self._firewall.open(lost)
+        if not self._is_down():
+            self._trouble = ""
+            self._tell(f"the guard was gone, put back; leases restored: {len(lost)}")
         return True
+
+    @contextlib.contextmanager
+    def _giving_way(self) -> Iterator[None]:
+        """Undo what is put up here if root takes the guard down meanwhile.
+
+        ``unguard`` writes its file before it touches the firewall: if the file isn't there at the
+        end of this, what it does to the firewall is still to come.
+        """
+        try:
+            yield
+        finally:
+            if self._is_down():
+                self._firewall.unguard()
 
     def _compare(self, now: float) -> None:
         """Hold the kernel's leases against ours.
