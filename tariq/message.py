@@ -34,6 +34,7 @@ MAX_DEPTH = 6
 MAX_BATCH = 1 << MAX_DEPTH
 """Requests that one signature serves: what a path of six hashes reaches."""
 MAX_SECONDS = 86_400 * 366
+_MAX_DETAIL = 200
 MAX_VALUE = 256
 """Characters of a value of a task's parameter."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}", re.ASCII)
@@ -185,7 +186,8 @@ class Receipt:
             "seen": self.seen,
             "policy": self.policy,
         }
-        detail = "".join(char if char.isprintable() else " " for char in self.detail)
+        detail = self.detail[:_MAX_DETAIL]
+        detail = "".join(char if char.isprintable() else " " for char in detail)
         optional = {"leases": dict(self.leases), "detail": detail}
         obj |= {name: value for name, value in optional.items() if value}
         obj |= {} if self.keys is None else {"keys": to_b64(self.keys)}
@@ -508,5 +510,5 @@ _RECEIPT_FIELDS: dict[str, Callable[[Any], Any]] = {
     "size": _whole(0, 1 << 40),
     "sum": _b64,
     "tasks": _runs,
-    "detail": _line(200),
+    "detail": _line(_MAX_DETAIL),
 }

@@ -59,6 +59,8 @@ CREATE TABLE IF NOT EXISTS leased (   -- whose leases are: the kernel knows only
     PRIMARY KEY (key, source, protocol, port)
 ) WITHOUT ROWID;
 """
+_SKEW = b'"code":"skew"'
+"""In an encoded receipt: this one says so, as in a text of it quotation marks are escaped."""
 _KEEP = 86_400
 """Seconds that it is remembered whose a lease was: longer than a clock is ever wrong."""
 
@@ -179,14 +181,18 @@ class Ledger:
             return self._db.execute("DELETE FROM audit WHERE seq <= ?", (last,)).rowcount
 
     def forget_before(self, t: int) -> None:
-        """Forget the requests that were made before ``t``, and raise the floor to them."""
+        """Forget requests that were made before ``t``: those up to the floor, which rises first.
+
+        Only what may have been acted on raises it. A request that was answered ``skew`` has
+        whatever time its client's clock showed: a floor there would refuse everybody until then.
+        """
         with self._transaction():
-            oldest = "SELECT max(t) FROM used WHERE t < ?"
+            newest = "SELECT max(t) FROM used WHERE t < ? AND NOT instr(coalesce(receipt, x''), ?)"
             self._db.execute(
-                f"UPDATE floor SET t = max(t, coalesce(({oldest}), t))",  # noqa: S608
-                (t,),
+                f"UPDATE floor SET t = max(t, coalesce(({newest}), t))",  # noqa: S608
+                (t, _SKEW),
             )
-            self._db.execute("DELETE FROM used WHERE t < ?", (t,))
+            self._db.execute("DELETE FROM used WHERE t <= (SELECT t FROM floor)")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -214,6 +220,17 @@ class Ledger:
                 (key, source, *service, until),
             )
 
+    def running(self, key: str, now: int) -> set[tuple[str, str, int]]:
+        """Return source, protocol and port of what a key has opened and whose time isn't over."""
+        with self._transaction():
+            wanted = "SELECT source, protocol, port FROM leased WHERE key = ? AND until > ?"
+            return set(self._db.execute(wanted, (key, now)))
+
+    def forget_leases(self, now: int) -> None:
+        """Forget whose leases were whose time has long been over."""
+        with self._transaction():
+            self._db.execute("DELETE FROM leased WHERE until < ?", (now - _KEEP,))
+
     def leases_of_strangers(
         self, trusted: Collection[str], now: int
     ) -> dict[tuple[str, str, int], bool]:
@@ -222,7 +239,6 @@ class Ledger:
         True: no trusted key has lately opened the same, so connections there are strangers' too.
         """
         with self._transaction():
-            self._db.execute("DELETE FROM leased WHERE until < ?", (now - _KEEP,))
             rows = self._db.execute("SELECT key, source, protocol, port, until FROM leased")
             running: set[tuple[str, str, int]] = set()
             ours: set[tuple[str, str, int]] = set()

@@ -79,7 +79,8 @@ class Shelf:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as why:
             raise AgentError(str(directory), _reason(why), "check the state directory") from why
-        self._runs = {run.label: run for run in read(directory)}
+        found = sorted(read(directory), key=lambda run: run.end.t if run.end else 0)
+        self._runs = {run.label: run for run in found}
 
     def start(self, run: Run) -> None:
         """Record a run and start it; raise AgentError if it can't be."""
@@ -130,14 +131,15 @@ class Shelf:
         return sorted(runs, key=lambda run: run.t, reverse=True)
 
     def ended(self) -> list[Run]:
-        """Return the runs that have ended, the oldest first."""
-        return sorted((run for run in self._runs.values() if run.end), key=lambda run: run.t)
+        """Return the runs that have ended, in the order in which they did."""
+        return [run for run in self._runs.values() if run.end]
 
     def step(self) -> list[Run]:
         """Look what has ended; return it, once."""
         ended = []
         for run in list(self._runs.values()):
             if run.end is None and self._look(run):
+                self._runs[run.label] = self._runs.pop(run.label)  # the last to end, by no clock
                 ended.append(run)
         return ended
 
@@ -171,7 +173,7 @@ class Shelf:
             run.end = read_end(self.directory, run.label)
 
     def prune(self) -> None:
-        """Remove the files of all but the newest runs that have ended."""
+        """Remove the files of all runs but those that ended last."""
         for run in self.ended()[:-KEEP]:
             for suffix in ("out", "json", "end"):
                 (self.directory / f"{run.label}.{suffix}").unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import codecs
 import contextlib
 import ipaddress
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from tariq import openpgp, picture
 from tariq.agent.firewall import Keeper, Lease
 from tariq.agent.ledger import Ledger
 from tariq.agent.link import Knock
-from tariq.agent.policy import Policy, Service
+from tariq.agent.policy import DAY, Policy, Service
 from tariq.agent.refusals import Refusals
 from tariq.agent.shelf import MOST, End, Run, Shelf
 from tariq.agent.tasks import BadParams, Task
@@ -44,20 +45,25 @@ from tariq.picture.proof import WINDOW
 
 MEMORY = 3 * WINDOW
 """Seconds for which ids are kept: longer than any picture's proof counts (two windows)."""
-WAIT = 1.5
+MOST_LEASES = 256
+"""Leases at a time that one operator may have, over all addresses and services."""
+WAIT = 1.0
 """Seconds that a task may take before its receipt says ``running``: a client waits 2.1."""
 _OUT_BYTES = picture.CAPACITY
 """What of an output is looked at for a receipt, of which less fits."""
 _RECENT = 8
+_AGAIN = 60.0
+"""Seconds until leases of strangers that couldn't be ended are tried again."""
 log = logging.getLogger("tariq.warden")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, and from where."""
+    """Who asks, from where, and when: the one time by which all of a request is judged."""
 
     name: str
     source: str
+    now: int
 
 
 @dataclass(slots=True)
@@ -104,6 +110,8 @@ class Warden:
         self._refusals = Refusals(ledger.note)
         self._waiting: list[Waiting] = []
         self._overhead = 0
+        self._strangers_at = math.inf
+        """When leases of strangers that couldn't be ended are tried again, by time.monotonic."""
         self.silences = 0
         self._actions = {
             Action.OPEN: self._open,
@@ -151,10 +159,13 @@ class Warden:
     def recover(self) -> None:
         """Record what an agent before this one left open: requests, and runs that ended since."""
         self._end_leases_of_strangers()
-        if left := self._ledger.close_open():
-            log.warning("%d requests were claimed and never answered: outcome unknown", left)
-        for run in self._shelf.ended():
-            if not self._ledger.has("ended", run.label):
+        with self._recording("requests without an outcome"):
+            if left := self._ledger.close_open():
+                log.warning("%d requests were claimed and never answered: outcome unknown", left)
+        oldest = int(self._clock()) - self._policy.audit_days * DAY
+        for run in self._shelf.ended():  # an older one's row may have left again
+            new = run.end is not None and run.end.t >= oldest
+            if new and not self._ledger.has("ended", run.label):
                 self._record_end(run)
 
     def adopt(self, policy: Policy, operators: openpgp.OperatorRing) -> None:
@@ -169,6 +180,12 @@ class Warden:
         with self._recording("refused knocks"):
             self._refusals.step(now=True)
 
+    def tick(self) -> None:
+        """Do what is due about once a second."""
+        self.step()
+        if time.monotonic() >= self._strangers_at:
+            self._end_leases_of_strangers()
+
     @property
     def running(self) -> int:
         """How many runs haven't ended."""
@@ -178,22 +195,31 @@ class Warden:
         """See which runs ended, answer who waits for one, and tell whether anybody still does."""
         with self._recording("refused knocks"):
             self._refusals.step()
-        for run in self._shelf.step():
-            self._on_ended(run)
-        now = time.monotonic()
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            label_ = each.verdict.run or ""
-            if self._shelf.state(label_) is State.RUNNING and now < each.until:
-                self._waiting.append(each)
-                continue
-            receipt = self._task_receipt(each, self._shelf.get(label_))
-            each.reply(self._settle(each.request, receipt, each.caller))
+        ended = self._shelf.step()
+        for run in ended:
+            self._record_end(run)
+        self._waiting = [each for each in self._waiting if not self._tell(each)]
+        if ended:  # not sooner: who waited for one was told of it
+            self._shelf.prune()
         return bool(self._waiting)
 
-    def _on_ended(self, run: Run) -> None:
-        self._record_end(run)
-        self._shelf.prune()
+    def _tell(self, each: Waiting) -> bool:
+        """Answer somebody who waits, if it is time to; tell whether that is done with.
+
+        What the machine is too short of something for is tried again until their time is over.
+        """
+        run, over = self._shelf.get(each.verdict.run or ""), time.monotonic() >= each.until
+        if run.end is None and not over:
+            return False
+        try:
+            message = self._settle(each.request, self._task_receipt(each, run), each.caller)
+        except OSError as why:
+            if not over:
+                return False
+            log.error("no receipt for %s: %s", each.caller.name, why)  # noqa: TRY400
+            message = b""
+        each.reply(message)
+        return True
 
     def _record_end(self, run: Run) -> None:
         assert run.end is not None
@@ -216,11 +242,13 @@ class Warden:
         bundle = Bundle.decode(self._host_key.unseal(knock.message))
         caller = self._caller(self._operators.verify(bundle.signed, bundle.signature), knock)
         request = Request.decode(bundle.request)
-        now = int(self._clock())
         if self._host_key.addressed(request.to) is None:
             raise MessageError("host", "it is for another one")
         # never sooner than the last moment at which a message of that time is accepted
-        self._ledger.forget_before(now - max(MEMORY, 2 * self._policy.window))
+        memory = max(MEMORY, 2 * self._policy.window)
+        if request.t > caller.now + memory:  # no client's own picture: not to be kept for years
+            raise MessageError("ledger", "from too far ahead")
+        self._ledger.forget_before(caller.now - memory)
         used = (request.id, request.t, caller.name, caller.source, bundle.request)
         if not self._ledger.claim(*used):
             raise MessageError("ledger", "used before")
@@ -230,29 +258,28 @@ class Warden:
         found = self._policy.operator_of(fingerprint)
         if found is None:
             raise MessageError("signature", f"by {fingerprint}, no operator here")
-        return Caller(found[0], knock.source)
+        return Caller(found[0], knock.source, int(self._clock()))
 
     # --- what is done ---------------------------------------------------------------------
 
     def _decide(self, request: Request, caller: Caller) -> Verdict:
-        if refused := self._out_of_time(request) or self._out_of_place(request, caller):
+        if refused := self._out_of_time(request, caller) or self._out_of_place(request, caller):
             return refused
         try:
             return self._actions[request.do](request, caller)
-        except FirewallError as why:
+        except (AgentError, NoGpgError) as why:  # firewall, ledger, keyring
             log.exception("failed for %s", caller.name)
             return Verdict(Code.FAILED, detail=str(why)[:120])
 
-    def _out_of_time(self, request: Request) -> Verdict | None:
+    def _out_of_time(self, request: Request, caller: Caller) -> Verdict | None:
         """Refuse a request whose clock is too far from ours, and name both clocks.
 
         Only for a request that was never used: an old one that is sent again is a replay
         by its id, and gets silence.
         """
-        now = int(self._clock())
-        if abs(request.t - now) <= self._policy.window:
+        if abs(request.t - caller.now) <= self._policy.window:
             return None
-        detail = f"your clock says {_clock(request.t)}, this host's {_clock(now)}"
+        detail = f"your clock says {_clock(request.t)}, this host's {_clock(caller.now)}"
         return Verdict(Code.SKEW, detail=detail)
 
     def _out_of_place(self, request: Request, caller: Caller) -> Verdict | None:
@@ -284,19 +311,21 @@ class Warden:
         for name, service in services.items():
             if elsewhere := _wrong_family(name, service, caller.source):
                 return Verdict(Code.ADDRESS, detail=elsewhere)
-            allowed = self._policy.may(caller.name, "services", name, caller.source, self._clock())
+            allowed = self._policy.may(caller.name, "services", name, caller.source, caller.now)
             if not allowed.ok:
                 return Verdict(Code.DENIED, detail=allowed.why)
             seconds[name] = min(request.seconds or self._policy.default_lease, allowed.longest)
-        now = int(self._clock())
         key = self._policy.operators[caller.name].fingerprint
+        wanted = {(caller.source, each.protocol, each.port) for each in services.values()}
+        if len(self._ledger.running(key, caller.now) | wanted) > MOST_LEASES:
+            return Verdict(Code.BUSY, detail=f"{MOST_LEASES} leases of yours are open")
         for name, service in services.items():  # first, so that a revoked key's are always found
             where = (service.protocol, service.port)
-            self._ledger.lease(key, caller.source, where, now + seconds[name])
+            self._ledger.lease(key, caller.source, where, caller.now + seconds[name])
         self._firewall.open(
             Lease(caller.source, service, seconds[name]) for name, service in services.items()
         )
-        leases = {name: now + seconds[name] for name in services}
+        leases = {name: caller.now + seconds[name] for name in services}
         return Verdict(Code.OPENED, ok=True, leases=leases)
 
     def _close(self, request: Request, caller: Caller) -> Verdict:
@@ -309,10 +338,9 @@ class Warden:
 
     def _status(self, _: Request, caller: Caller) -> Verdict:
         self.step()
-        now = int(self._clock())
         names = {service: name for name, service in self._policy.services.items()}
         leases = {
-            names[lease.service]: now + lease.seconds
+            names[lease.service]: caller.now + lease.seconds
             for lease in self._firewall.leases()
             if lease.address == caller.source and lease.service in names
         }
@@ -337,21 +365,38 @@ class Warden:
 
         Also connections whose lease is over: it is remembered for a day at least. Not where a
         trusted key came by the same way: its connections can't be told from theirs, and the
-        one by which this very change arrives may be among them.
+        one by which this very change arrives may be among them. What fails is tried again.
         """
+        self._strangers_at = time.monotonic() + _AGAIN
         try:
             trusted = self._trusted()
             theirs = self._ledger.leases_of_strangers(trusted, int(self._clock()))
-            for service in self._policy.services.values():
-                for (source, protocol, port), cut in sorted(theirs.items()):
-                    if (service.protocol, service.port) == (protocol, port):
-                        log.info(
-                            "ended: %s/%d for %s, by a key not trusted", protocol, port, source
-                        )
-                        self._firewall.close([Lease(source, service, 0)], cut=cut)
-            self._ledger.forget_strangers(trusted)
+            services = {(each.protocol, each.port): each for each in self._policy.services.values()}
+            leases = {
+                Lease(source, services[protocol, port], 0): cut
+                for (source, protocol, port), cut in sorted(theirs.items())
+                if (protocol, port) in services
+            }
+            # every lease is ended before connections are cut, which takes a program more
+            ended = [self._end(lease) for lease in leases]
+            ended += [self._end(lease, cut=True) for lease, cut in leases.items() if cut]
+            if all(ended):
+                self._ledger.forget_strangers(trusted)
+                self._strangers_at = math.inf
         except TariqError as why:
             log.error("leases of keys that aren't trusted may go on: %s", why)  # noqa: TRY400
+
+    def _end(self, lease: Lease, *, cut: bool = False) -> bool:
+        """End a stranger's lease, or the connections on it; tell whether that worked."""
+        where = f"{lease.service.protocol}/{lease.service.port} for {lease.address}"
+        what = "connections" if cut else "lease"
+        try:
+            self._firewall.close([lease], cut=cut)
+        except FirewallError as why:
+            log.error("%s of a key not trusted may go on: %s: %s", what, where, why)  # noqa: TRY400
+            return False
+        log.info("ended: %s of a key not trusted: %s", what, where)
+        return True
 
     def _run(self, request: Request, caller: Caller) -> Verdict:
         """Start a task; its receipt follows when it has ended, or WAIT is over."""
@@ -359,7 +404,7 @@ class Warden:
         task = self._policy.tasks.get(name)
         if task is None:
             return Verdict(Code.UNKNOWN, detail=f"no task {name!r} here")
-        allowed = self._policy.may(caller.name, "tasks", name, caller.source, self._clock())
+        allowed = self._policy.may(caller.name, "tasks", name, caller.source, caller.now)
         if not allowed.ok:
             return Verdict(Code.DENIED, detail=allowed.why)
         try:
@@ -399,7 +444,7 @@ class Warden:
     def _receipt(self, request: Request, caller: Caller, verdict: Verdict) -> Receipt:
         return Receipt(
             re=request.id,
-            t=int(self._clock()),
+            t=caller.now,
             ok=verdict.ok,
             code=verdict.code,
             seen=caller.source,

@@ -1,4 +1,4 @@
-"""Whatever clock and requests do, no id is used twice."""
+"""Whatever clock and requests do, no id is used twice, and nobody is locked out for long."""
 
 import tempfile
 from pathlib import Path
@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tariq.agent.ledger import Ledger
 from tariq.agent.warden import MEMORY
+from tariq.message import Code, Receipt
 
 START = 1_800_000_000
 WINDOW = 60
@@ -28,6 +29,8 @@ class Clockwork(RuleBasedStateMachine):
         self.now = START
         self.made: list[tuple[bytes, int]] = []
         self.used: list[bytes] = []
+        self.latest = -1
+        """The latest time of a request that was acted on."""
 
     @rule(seconds=st.sampled_from([1, 59, 61, 600, 1799, 1801, 4000, 90_000]))
     def time_passes(self, seconds: int) -> None:
@@ -37,7 +40,7 @@ class Clockwork(RuleBasedStateMachine):
     def the_clock_jumps_back(self, seconds: int) -> None:
         self.now -= seconds
 
-    @rule(off=st.sampled_from([0, -60, 60, -61, 61, -1800, 1800]))
+    @rule(off=st.sampled_from([0, -60, 60, -61, 61, -1800, 1800, 1801, 90_000]))
     def an_operator_asks(self, off: int) -> None:
         self.made.append((len(self.made).to_bytes(16, "big"), self.now + off))
         self.arrives(len(self.made) - 1)
@@ -53,16 +56,31 @@ class Clockwork(RuleBasedStateMachine):
         self.ledger = Ledger(self.path)
 
     def arrives(self, which: int) -> None:
-        """Do as ``Warden._accept`` does."""
+        """Do as ``Warden._accept`` and ``Warden._out_of_time`` do."""
         id_, t = self.made[which]
-        self.ledger.forget_before(self.now - max(MEMORY, 2 * WINDOW))
-        if self.ledger.claim(id_, t, "bob", "192.0.2.1", b"{}"):
-            self.used.append(id_)
+        memory = max(MEMORY, 2 * WINDOW)
+        if t > self.now + memory:
+            return
+        self.ledger.forget_before(self.now - memory)
+        if not self.ledger.claim(id_, t, "bob", "192.0.2.1", b"{}"):
+            return
+        self.used.append(id_)
+        fresh = abs(t - self.now) <= WINDOW
+        self.latest = max(self.latest, t) if fresh else self.latest
+        code = Code.OPENED if fresh else Code.SKEW
+        receipt = Receipt(re=id_, t=self.now, ok=fresh, code=code, seen="192.0.2.1", policy=1)
+        self.ledger.settle(id_, receipt.encode())
 
     @invariant()
     def no_id_was_used_twice(self) -> None:
         if hasattr(self, "used"):
             assert len(self.used) == len(set(self.used))
+
+    @invariant()
+    def nothing_later_than_what_was_acted_on_counts_as_used(self) -> None:
+        if hasattr(self, "ledger"):
+            [floor] = self.ledger._db.execute("SELECT t FROM floor").fetchone()
+            assert floor <= self.latest
 
     def teardown(self) -> None:
         if hasattr(self, "ledger"):

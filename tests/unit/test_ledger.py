@@ -47,6 +47,24 @@ def test_a_clock_that_jumps_back_revives_nothing(ledger):
     assert not claim(ledger, A, 1000)
 
 
+def test_a_client_s_clock_that_is_ahead_locks_nobody_out(ledger):
+    """Answered ``skew``, forgotten by a clock that jumps ahead once: others are still new."""
+    assert claim(ledger, A, 9000)
+    ledger.settle(A, replace(RECEIPT, code=Code.SKEW, ok=False, exit=None).encode())
+    assert claim(ledger, B, 1000)
+    ledger.forget_before(10_000)
+    assert claim(ledger, C, 1001)
+    assert not claim(ledger, B, 1000)
+    assert not claim(ledger, A, 9000), "nor is that one ever forgotten before its time"
+
+
+def test_what_a_receipt_quotes_is_not_its_code(ledger):
+    assert claim(ledger, A, 9000)
+    ledger.settle(A, replace(RECEIPT, detail='"code":"skew"').encode())
+    ledger.forget_before(10_000)
+    assert not claim(ledger, B, 9000)
+
+
 def test_what_can_not_be_recorded_is_an_error(ledger, tmp_path):
     holder = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
@@ -98,6 +116,20 @@ def test_the_trail_tells_who_asked_for_what_and_what_came_of_it(path):
     assert not any(to_b64(bytes([n]) * 16) in text for n in range(5)), (
         "no request's id, under which its receipt was sealed"
     )
+
+
+def test_a_request_takes_as_much_of_the_disk_as_the_page_on_the_trail_says(ledger, tmp_path):
+    asked = Request(to=bytes(16), do=Action.OPEN, t=1000, what=("ssh",), seconds=60, id=A)
+    told = replace(RECEIPT, code=Code.OPENED, exit=None, leases={"ssh": 1060})
+    ledger._db.execute("PRAGMA synchronous=OFF")  # to be quick
+    for n in range(500):
+        id_ = n.to_bytes(16, "big")
+        ledger.claim(id_, 1000, "alice", "203.0.113.7", replace(asked, id=id_).encode())
+        ledger.settle(id_, replace(told, re=id_).encode())
+        ledger.forget_before(1000)
+    ledger._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    size = (tmp_path / "ledger.db").stat().st_size - 4096 * 12
+    assert size / 500 == pytest.approx(700, rel=0.5)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +201,16 @@ def test_what_was_claimed_and_never_answered_is_recorded_as_unknown_once(ledger,
     assert (last["event"], last["detail"]) == ("unknown", "claimed, outcome unknown")
     assert last["what"] == ["deploy"]
     assert not ledger.claim(C, 1000, "bob", "192.0.2.1", b"{}")
+
+
+def test_whose_a_lease_was_is_remembered_for_a_day(ledger):
+    ledger.lease("KEY", "192.0.2.1", ("tcp", 22), 1000)
+    ledger.lease("KEY", "192.0.2.2", ("tcp", 22), 2000)
+    assert ledger.running("KEY", 1000) == {("192.0.2.2", "tcp", 22)}
+    ledger.forget_leases(1000 + 86_400)
+    assert len(ledger.leases_of_strangers((), 1000)) == 2
+    ledger.forget_leases(1001 + 86_400)
+    assert set(ledger.leases_of_strangers((), 1000)) == {("192.0.2.2", "tcp", 22)}
 
 
 def test_a_row_is_told_of_only_once_it_is_on_disk(tmp_path):
