@@ -371,6 +371,20 @@ class HostKey:
         first, *others = named or keys
         return cls(home, first, gpg, *others)
 
+    @staticmethod
+    def exists(home: Path) -> bool:
+        """Tell whether a home has any secret key; ``make`` that was cut off leaves none.
+
+        Raises AgentError where GnuPG can't tell: a second key mustn't be made.
+        """
+        if not home.is_dir():
+            return False
+        keys = _open_home(home).list_keys(secret=True)
+        if keys.returncode != 0:
+            reason = f"can't be listed: gpg's exit status is {keys.returncode}"
+            raise AgentError(str(home), reason, f"try 'gpg --homedir {home} -K'")
+        return bool(keys)
+
     def addressed(self, to: bytes) -> HostKey | None:
         """Return the one of the host's keys that a request names (``short``), or None."""
         for fingerprint in (self.fingerprint, self.other):

@@ -32,8 +32,10 @@ from tariq.errors import AgentError, MessageError, PolicyError, TariqError
 _TICK_SECONDS = 1.0
 _STEP_SECONDS = 0.02
 """How often runs are looked at while somebody waits for one."""
+_REPORT_SECONDS = 30.0
+"""A sentry reports once a minute; one that was taken over may not fill the log."""
 _QUICK_DEATHS = 5
-"""A sentry that dies so often without one ready sign is beyond restarting."""
+"""A sentry that dies so often, each time within a minute, is beyond restarting."""
 log = logging.getLogger("tariq.agent")
 
 
@@ -60,8 +62,9 @@ class Agent:
         _check_user(self._rules)
         knock_keys = identity.knock_keys(places)
         host_key = identity.host_key(places)
-        self._home: Path | None = None
+        self._homes = [places.keyring, places.keyring.with_name("operators-2")]
         operators = self._read_operators(self._rules)
+        self._homes.reverse()
         self._metrics = Metrics(places.metrics)
         self._ledger = Ledger(places.ledger, self._on_entry)
         self._sentinel = Sentinel(self._rules, knock_keys, sentry_socket)
@@ -82,7 +85,7 @@ class Agent:
         self._warden.recover()
         self._stepping: asyncio.TimerHandle | None = None
         self._replaced = False
-        self._trim_at = 0.0
+        self._trim_at = self._report_at = 0.0
 
     def _on_entry(self, entry: Entry) -> None:
         journal.write(entry)
@@ -114,19 +117,23 @@ class Agent:
         deaths = 0
         while deaths < _QUICK_DEATHS:
             started = time.monotonic()
-            await self._sentinel.start()
-            rules = self._rules
-            log.info("%s: guarding, policy %d, knock port %d", rules.host, rules.serial, rules.port)
-            _notify("READY=1")
-            async for frame in self._sentinel.frames():
-                self.on_frame(frame)
+            if await self._sentinel.start():
+                await self._serve_sentry()
             self._sentinel.stop()
             if self._replaced:
                 self._replaced = False
                 continue
             deaths = deaths + 1 if time.monotonic() - started < 60 else 1
             log.error("the sentry ended; starting another")
-        raise AgentError("sentry", f"ended {deaths} times within a minute", "see the lines above")
+        reason = f"ended {deaths} times within a minute"
+        raise AgentError("sentry", reason, self._sentinel.hint)
+
+    async def _serve_sentry(self) -> None:
+        rules = self._rules
+        log.info("%s: guarding, policy %d, knock port %d", rules.host, rules.serial, rules.port)
+        _notify("READY=1")
+        async for frame in self._sentinel.frames():
+            self.on_frame(frame)
 
     def on_frame(self, frame: bytes) -> None:
         """Answer a knock that the sentry passed on, or log its report."""
@@ -136,28 +143,41 @@ class Agent:
             log.warning("ignored: %s", why)
             return
         if knock.number == link.REPORT:
-            report = knock.message.decode("ascii", "replace")
-            log.info("sentry: %s", report)
-            self._metrics.on_report(report)
+            self._on_report(knock.message)
             return
-        reply = partial(self._reply, knock.number)
+        reply = partial(self._reply, self._sentinel.link, knock.number)
         try:
             self._warden.answer(knock, reply)
-        except OSError as why:  # the machine is short of something: that costs this knock, no more
+        except (TariqError, OSError) as why:  # whatever fails costs this knock, no more
             log.error("silence for %s: %s", knock.source, why)  # noqa: TRY400
             reply(b"")
         self._metrics.silences(self._warden.silences)
         if self._stepping is None:
             self._step()
 
+    def _on_report(self, message: bytes) -> None:
+        """Log and count what the sentry says that it did: known words, and not too often."""
+        if time.monotonic() < self._report_at:
+            return
+        self._report_at = time.monotonic() + _REPORT_SECONDS
+        counts = link.read_report(message)
+        self._metrics.on_report(counts)
+        line = ", ".join(f"{count} {what}" for what, count in counts.items())
+        log.info("sentry: packets: %s", line)
+
     def _step(self) -> None:
         """Look after runs, and soon again for as long as somebody waits for one."""
-        again = self._warden.step()
-        loop = asyncio.get_running_loop()
-        self._stepping = loop.call_later(_STEP_SECONDS, self._step) if again else None
+        self._stepping = None
+        try:
+            again = self._warden.step()
+        except (TariqError, OSError) as why:  # the next tick tries again
+            log.error("%s", why)  # noqa: TRY400 - the reason is enough
+            return
+        if again:
+            self._stepping = asyncio.get_running_loop().call_later(_STEP_SECONDS, self._step)
 
-    def _reply(self, number: int, message: bytes) -> None:
-        self._sentinel.send(link.Reply(number, message))
+    def _reply(self, to: socket.socket | None, number: int, message: bytes) -> None:
+        self._sentinel.send(link.Reply(number, message), to)
 
     async def _keep_ticking(self) -> None:
         while True:
@@ -169,7 +189,7 @@ class Agent:
 
     def on_tick(self) -> None:
         """Do what has to be done about once a second, knocks or not."""
-        self._warden.step()
+        self._warden.tick()
         self._firewall.check()
         gauges = {
             "tariq_policy_serial": self._rules.serial,
@@ -177,8 +197,9 @@ class Agent:
         }
         self._metrics.write(gauges)
         if time.monotonic() >= self._trim_at:
-            self._trim_at = time.monotonic() + DAY
-            self._ledger.trim_audit(int(time.time()) - self._rules.audit_days * DAY)
+            self._trim_at, now = time.monotonic() + DAY, int(time.time())
+            self._ledger.forget_leases(now)
+            self._ledger.trim_audit(now - self._rules.audit_days * DAY)
 
     def reload(self) -> None:
         """Take on policy and operators' keys as they are on disk now: all of it, or nothing."""
@@ -188,20 +209,19 @@ class Agent:
             operators = self._read_operators(rules)
             new = () if rules.firewall == self._rules.firewall else choose(rules.firewall)
             self._firewall.replace(Guard.of(rules), *new)
-        except TariqError as why:
+        except (TariqError, OSError) as why:
             log.error("not reloaded, policy %d goes on: %s", self._rules.serial, why)  # noqa: TRY400
             return
         self._rules = rules
+        self._homes.reverse()
         self._warden.adopt(rules, operators)
         self._replaced = self._sentinel.adopt(rules)
         log.info("reloaded: %s", policy_file.describe(rules))
 
     def _read_operators(self, rules: Policy) -> openpgp.OperatorRing:
-        """Return a keyring made anew, beside the one that is in use."""
-        homes = (self._places.keyring, self._places.keyring.with_name("operators-2"))
-        self._home = homes[1] if self._home == homes[0] else homes[0]
+        """Return a keyring made anew, in the first of two homes: the second is in use."""
         files = sorted(self._places.operators.glob("*.asc"))
-        operators = openpgp.OperatorRing(self._home, files)
+        operators = openpgp.OperatorRing(self._homes[0], files)
         _check_operators(rules, operators, self._places)
         return operators
 

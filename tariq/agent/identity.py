@@ -108,7 +108,7 @@ def init(places: Places) -> tuple[bool, str]:
     if not places.knock_key.exists():
         rotation.Pair(_new_knock_key()).write(places.knock_key)
         changed = True
-    if (places.host_key / "pubring.kbx").exists():
+    if openpgp.HostKey.exists(places.host_key):
         return changed, host_key(places).fingerprint
     made = openpgp.HostKey.make(places.host_key, socket.gethostname())
     openpgp.stop_agent(places.host_key)

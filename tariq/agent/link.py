@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import socket
 import struct
 from collections.abc import Sequence
@@ -18,7 +19,20 @@ from tariq.errors import MessageError
 
 MAX_FRAME = 8192
 REPORT = 0
-"""The number of a frame that is no knock but a line for the log."""
+"""The number of a frame that is no knock but says what the sentry did with packets."""
+REPORTED = (
+    "looked at",
+    "on another interface",
+    *(f"refused at the {layer}" for layer in ("packet", "proof", "picture", "text")),
+    "replayed",
+    "over the limit",
+    "passed on",
+    "answers that could not be sent",
+    "dropped by a full buffer",
+    "filters without room for the mark (net.core.optmem_max)",
+)
+"""All that a report may count."""
+_COUNT = re.compile(r"(\d{1,15}) (.+)", re.ASCII)
 _KNOCK = struct.Struct("!I16s")
 _REPLY = struct.Struct("!I")
 
@@ -89,6 +103,13 @@ class Reply:
         """Read a frame from the warden, which is trusted."""
         (number,) = _REPLY.unpack_from(raw)
         return cls(number, raw[_REPLY.size :])
+
+
+def read_report(message: bytes) -> dict[str, int]:
+    """Return what a report counts (``packets: 12 looked at, 3 replayed``), and nothing else."""
+    parts = message.decode("ascii", "replace").removeprefix("packets: ").split(", ")
+    found = [match.groups() for part in parts if (match := _COUNT.fullmatch(part))]
+    return {what: int(count) for count, what in found if what in REPORTED}
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

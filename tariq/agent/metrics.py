@@ -6,15 +6,14 @@ For node_exporter's textfile collector; no port. Written at most every 15 second
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from tariq.agent.ledger import Entry
 
 EVERY = 15.0
-_COUNT = re.compile(r"(\d{1,15}) ([a-z][a-z ]{0,40}[a-z])", re.ASCII)
 _HELP = {
     "tariq_requests_total": "Requests that were proved to be an operator's, by action and answer.",
     "tariq_runs_total": "Runs of tasks that ended, by task and whether with 0.",
@@ -46,10 +45,10 @@ class Metrics:
         """Take over how many knocks got no answer."""
         self._counts["tariq_silences_total"][""] = count
 
-    def on_report(self, line: str) -> None:
-        """Count what the sentry reports: ``packets: 12 looked at, 3 refused``."""
-        for count, what in _COUNT.findall(line):
-            self._counts["tariq_sentry_total"][f'{{what="{what}"}}'] += int(count)
+    def on_report(self, counts: Mapping[str, int]) -> None:
+        """Count what the sentry reports."""
+        for what, count in counts.items():
+            self._counts["tariq_sentry_total"][f'{{what="{what}"}}'] += count
 
     def write(self, gauges: dict[str, int]) -> None:
         """Write everything, if it is time to; a disk that is full costs nothing but the figures."""

@@ -22,6 +22,8 @@ from tariq.agent.policy import Policy
 from tariq.errors import AgentError
 
 _READY_SECONDS = 20.0
+_PAUSE = 0.005
+"""Seconds between two frames: a sentry that was taken over may send 200 a second, no more."""
 _PEER = struct.Struct("=iII")
 """struct ucred, unix(7): pid, uid, gid."""
 
@@ -37,7 +39,12 @@ class Sentinel:
         self._user = pwd.getpwnam(rules.sentry_user)
         self._listener = None if listen_at is None else _listen(listen_at, self._user.pw_gid)
         self._process: subprocess.Popen[bytes] | None = None
-        self._link: socket.socket | None = None
+        self.link: socket.socket | None = None
+        self.hint = (
+            "see 'journalctl -u tariq-sentry'"
+            if listen_at
+            else "see the lines above; 'python3 -m tariq.agent.sentry_start' must be importable"
+        )
 
     def _setup_of(self, rules: Policy) -> bytes:
         first, *others = self._knock_keys
@@ -51,24 +58,28 @@ class Sentinel:
         before, self._setup = self._setup, self._setup_of(rules)
         if before == self._setup:
             return False
-        if self._link is not None:  # frames() ends, and the next sentry is told anew
-            self._link.shutdown(socket.SHUT_RDWR)
+        if self.link is None:
+            return False
+        with contextlib.suppress(OSError):  # it may be dead already
+            self.link.shutdown(socket.SHUT_RDWR)  # frames() ends, and the next is told anew
         return True
 
-    async def start(self) -> None:
-        """Get a sentry and wait for its ready sign; raise AgentError if none comes."""
-        ready = b""
-        with contextlib.suppress(OSError, TimeoutError):
+    async def start(self) -> bool:
+        """Get a sentry and wait for its ready sign; tell whether it lived to give it.
+
+        Raises AgentError if there is none in time.
+        """
+        try:
             async with asyncio.timeout(_READY_SECONDS):
-                self._link = await self._accept() if self._listener else self._spawn()
-                self._link.send(self._setup)
-                ready = await asyncio.get_running_loop().sock_recv(self._link, link.MAX_FRAME)
-        if ready != b"ready":
-            self.stop()
-            hint = "see the lines above; 'python3 -m tariq.agent.sentry_start' must be importable"
-            if self._listener:
-                hint = "see 'journalctl -u tariq-sentry'"
-            raise AgentError("sentry", f"did not start as user {self._user.pw_name}", hint)
+                self.link = await self._accept() if self._listener else self._spawn()
+                self.link.send(self._setup)
+                ready = await asyncio.get_running_loop().sock_recv(self.link, link.MAX_FRAME)
+        except TimeoutError as why:
+            reason = f"did not start as user {self._user.pw_name}"
+            raise AgentError("sentry", reason, self.hint) from why
+        except OSError:
+            return False
+        return ready == b"ready"
 
     async def _accept(self) -> socket.socket:
         """Return the link that the sentry's user opens; nobody else's is looked at."""
@@ -96,9 +107,9 @@ class Sentinel:
 
     def stop(self) -> None:
         """End the sentry: it goes when the link does, at the latest when it is killed."""
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        if self.link is not None:
+            self.link.close()
+            self.link = None
         if self._process is None:
             return
         try:
@@ -109,22 +120,30 @@ class Sentinel:
         self._process = None
 
     async def frames(self) -> AsyncIterator[bytes]:
-        """Yield what the sentry passes on, until it is gone."""
+        """Yield what the sentry passes on, until it is gone.
+
+        One that always has more must not keep everything else from its turn: sock_recv alone
+        doesn't wait where there is something.
+        """
         loop = asyncio.get_running_loop()
-        while self._link is not None:
+        while self.link is not None:
             try:
-                frame = await loop.sock_recv(self._link, link.MAX_FRAME)
+                frame = await loop.sock_recv(self.link, link.MAX_FRAME)
             except OSError:
                 return
             if not frame:
                 return
             yield frame
+            await asyncio.sleep(_PAUSE)
 
-    def send(self, reply: link.Reply) -> None:
-        """Send a reply; one that a dead or stuck sentry can't take is lost, and silence."""
-        if self._link is not None:
+    def send(self, reply: link.Reply, to: socket.socket | None) -> None:
+        """Send a reply to the sentry whose knock it answers: another counts anew.
+
+        One that a dead or stuck sentry can't take is lost, and silence.
+        """
+        if to is not None:
             with contextlib.suppress(OSError):
-                self._link.send(reply.encode())
+                to.send(reply.encode())
 
 
 def _listen(path: Path, group: int) -> socket.socket:
