@@ -9,6 +9,7 @@ are this machine's; the ratios tell whether the cheap come before the dear.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -38,6 +39,7 @@ ORDER = (
     "kernel: marked",
     "parse",
     "tag",
+    "tag, wrong",
     "memory",
     "bucket",
     "layout",
@@ -99,9 +101,16 @@ def kernel(knock: bytes) -> dict[str, float]:
     }
 
 
+def refused(altered: bytes) -> None:
+    """Let the proof refuse a copy of a real knock that was changed."""
+    with contextlib.suppress(proof.AlteredError):
+        proof.check(altered, KEY, Direction.TO_HOST, NOW)
+
+
 def process(knock: bytes) -> dict[str, float]:
     """Measure the sentry's own checks on one good knock."""
     raw, tag = packet(knock), proof.tag_of(knock)
+    altered = knock[:-1] + bytes([knock[-1] ^ 1])
     seen = OrderedDict((os.urandom(8).hex(), 0.0) for _ in range(9_000))
     bucket = Bucket(1e9, 1e9, time.monotonic)
     image = veil.apply(png.read(knock), veil.key(KEY, Direction.TO_HOST, proof.nonce_of(knock)))
@@ -109,6 +118,7 @@ def process(knock: bytes) -> dict[str, float]:
     return {
         "parse": best(lambda: wire.parse(raw), 200),
         "tag": best(lambda: proof.check(knock, KEY, Direction.TO_HOST, NOW), 50),
+        "tag, wrong": best(lambda: refused(altered), 50),
         "memory": best(lambda: tag in seen, 10_000),
         "bucket": best(bucket.take, 2_000),
         "layout": layout,

@@ -42,7 +42,7 @@ from lab import (  # noqa: E402
 from peers import Fwknop  # noqa: E402
 
 SPACING = 0.5
-KINDS = ("junk", "replays", "syns")
+KINDS = ("junk", "replays", "altered", "syns")
 NONE = "none"
 """The control: knocks without a flood."""
 
@@ -52,7 +52,12 @@ class Tariq:
 
     NAME = "tariq"
     PORT = PORT
-    KINDS: ClassVar = {"junk": "marked-like", "replays": "replays", "syns": "syns"}
+    KINDS: ClassVar = {
+        "junk": "marked-like",
+        "replays": "replays",
+        "altered": "altered",
+        "syns": "syns",
+    }
 
     def __init__(self, base: Path, net: Network) -> None:
         self.net = net

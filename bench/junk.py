@@ -2,9 +2,10 @@
 
     junk.py KIND SOURCE DESTINATION PORT SECONDS KNOCK_FILE [PER_SECOND]
 
-Kinds: ``marked-like`` (right port, size and PNG head, random nonce and mark),
-``replays`` (copies of the knock in the file), ``syns`` (no payload); for peers that take
-UDP, ``spa-like`` (text of the same size as the file's, other letters) and ``spa-replays``.
+Kinds: ``marked-like`` (right port, size and PNG head, random nonce and mark), ``replays`` (copies
+of the knock in the file), ``altered`` (copies that each end in another way), ``syns`` (no payload);
+for peers that take UDP, ``spa-like`` (text of the same size as the file's, other letters),
+``spa-replays`` and ``spa-altered``.
 Meant for network namespaces of a test's own; bounded by SECONDS, 60 at most.
 
 sendmmsg(2) hands the kernel a few hundred packets a call, so what is measured is the
@@ -29,6 +30,7 @@ from scapy.packet import Packet, Raw
 from tariq.picture import png
 
 DIFFERENT = 256
+_END = 24
 _SOL_PACKET, _QDISC_BYPASS = 263, 20  # linux/if_packet.h
 _BASE64 = string.ascii_letters + string.digits + "+/"
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -62,6 +64,9 @@ def packets(kind: str, source: str, destination: str, port: int, knock: bytes) -
         ip, sport = IP(src=source, dst=destination), 20_000 + number
         if kind == "spa-replays":
             made.append(ip / UDP(sport=sport, dport=port) / Raw(knock))
+        elif kind == "spa-altered":
+            end = "".join(random.choices(_BASE64, k=_END)).encode()
+            made.append(ip / UDP(sport=sport, dport=port) / Raw(knock[:-_END] + end))
         elif kind == "spa-like":
             text = "".join(random.choices(_BASE64, k=len(knock))).encode()
             made.append(ip / UDP(sport=sport, dport=port) / Raw(text))
@@ -72,7 +77,11 @@ def packets(kind: str, source: str, destination: str, port: int, knock: bytes) -
 
 
 def _payload(kind: str, knock: bytes) -> bytes:
-    return knock if kind == "replays" else png.with_unique_id(knock, os.urandom(16).hex())
+    if kind == "replays":
+        return knock
+    if kind == "altered":
+        return knock[:-_END] + os.urandom(_END)
+    return png.with_unique_id(knock, os.urandom(16).hex())
 
 
 def _neighbour(destination: str) -> str:

@@ -25,7 +25,12 @@ class Fwknop:
 
     NAME = "fwknopd"
     PORT = 62201
-    KINDS: ClassVar = {"junk": "spa-like", "replays": "spa-replays", "syns": "syns"}
+    KINDS: ClassVar = {
+        "junk": "spa-like",
+        "replays": "spa-replays",
+        "altered": "spa-altered",
+        "syns": "syns",
+    }
 
     @staticmethod
     def missing() -> str:

@@ -12,7 +12,6 @@ It ends when the warden's end of the link closes.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import encodings.idna  # noqa: F401 - sendto() may load it, when no file can be opened any more
 import os
@@ -51,6 +50,8 @@ DRAIN = 64
 REPORT_SECONDS = 60.0
 TICK_SECONDS = 2.0
 """How often the clock is looked at: windows overlap by ten minutes."""
+BREAK_SECONDS = 0.2
+"""At least between two renewals of the filters, whoever makes them due."""
 ROOM = 128 << 20
 """Bytes that it may map beyond what it has mapped when it is ready."""
 _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 38, 4  # linux/prctl.h
@@ -106,7 +107,7 @@ class Sentry:
         self._waiting: dict[int, Pending] = {}
         self._number = 0
         self._window: int | None = None
-        self._copies: Counter[str] = Counter()
+        self._copies: Counter[bytes] = Counter()
         self._blocked: OrderedDict[bytes, float] = OrderedDict()
         self.counts: Counter[str] = Counter()
         self.tick_due = True
@@ -122,17 +123,29 @@ class Sentry:
             syn = wire.parse(packet)
             if syn.dport != self._port or syn.flags != wire.SYN:
                 return
-            self._on_proven(syn, self._check(syn.payload))
+            self._look_at(syn)
         except MessageError as why:
             self.counts[f"refused at the {why.thing}"] += 1
+
+    def _look_at(self, syn: Segment) -> None:
+        try:
+            key = self._check(syn.payload)
+        except proof.AlteredError:
+            self._on_copy(syn.payload)
+            raise
+        self._on_proven(syn, key)
 
     def _check(self, payload: bytes) -> bytes:
         """Return the knock key that a picture was made with; raise MessageError if none was."""
         *others, last = self._keys
         for key in others:
-            with contextlib.suppress(MessageError):
+            try:
                 proof.check(payload, key, Direction.TO_HOST, self._clock())
-                return key
+            except proof.AlteredError:
+                raise
+            except MessageError:
+                continue
+            return key
         proof.check(payload, last, Direction.TO_HOST, self._clock())
         return last
 
@@ -152,6 +165,8 @@ class Sentry:
         if self._tell(Knock(pending.number, syn.src, message)):
             self._waiting[pending.number] = pending
             self.counts["passed on"] += 1
+        else:
+            del self._used[tag], self._recent[tag]
 
     def _tell(self, frame: Knock) -> bool:
         """Send to the warden; where it is far behind, the client will try again."""
@@ -169,17 +184,24 @@ class Sentry:
             return
         known.asked_by.append(syn)
         if known.payload:
-            answer.send(self._sender, syn, known.payload)
+            self._answer(syn, known.payload)
 
     def _on_replay(self, syn: Segment) -> None:
-        """Count it, and let the kernel drop what is copied over and over."""
         self.counts["replayed"] += 1
-        tag = proof.tag_of(syn.payload)
-        self._copies[tag] += 1
-        if self._copies[tag] == FLOOD:
-            self._blocked[proof.nonce_of(syn.payload)] = time.monotonic()
+        self._on_copy(syn.payload)
+
+    def _on_copy(self, payload: bytes) -> None:
+        """Let the kernel drop what is copied over and over, altered or not."""
+        nonce = proof.nonce_of(payload)
+        self._copies[nonce] += 1
+        if self._copies[nonce] >= FLOOD and nonce not in self._blocked:
+            self._blocked[nonce] = time.monotonic()
             self._window = None  # new filters at the next look at the clock, which is now due
             self.tick_due = True
+        if len(self._blocked) > bpf.MAX_BLOCKED:
+            self._blocked.popitem(last=False)
+        if len(self._copies) > MEMORY:  # somebody with a card makes up nonces
+            self._copies.clear()
 
     def _remember(self, tag: str, pending: Pending) -> None:
         """Keep the tag for three windows, and the answer for as long as a client retries."""
@@ -202,7 +224,13 @@ class Sentry:
         except BudgetError:  # the warden keeps receipts small; a client sees silence
             return
         for syn in pending.asked_by:
-            answer.send(self._sender, syn, pending.payload)
+            self._answer(syn, pending.payload)
+
+    def _answer(self, syn: Segment, payload: bytes) -> None:
+        try:
+            answer.send(self._sender, syn, payload)
+        except OSError:  # a rule of the host's drops it, or its route has gone
+            self.counts["answers that could not be sent"] += 1
 
     def on_tick(self, sniffers: Sequence[Sniffer]) -> None:
         """Let the kernel's filters follow the clock, and report at most once a minute."""
@@ -228,12 +256,11 @@ class Sentry:
         oldest = time.monotonic() - MEMORY_SECONDS
         while self._blocked and next(iter(self._blocked.values())) < oldest:
             self._blocked.popitem(last=False)
-        for tag in [tag for tag in self._copies if tag not in self._used]:
-            del self._copies[tag]
         blocked = list(self._blocked)
         for sniffer in sniffers:
             keyed = bpf.knocks(sniffer.family, self._port, marks, blocked)
             if not sockets.replace(sniffer.ins, keyed, bpf.unkeyed(sniffer.family, self._port)):
+                sockets.attach(sniffer.ins, bpf.unkeyed(sniffer.family, self._port, blocked))
                 self.counts["filters without room for the mark (net.core.optmem_max)"] += 1
 
 
@@ -251,7 +278,7 @@ def warm_up(setup: Setup) -> None:
 def confine() -> None:
     """Give up what is left to give up: new privileges, files, sockets, processes, core dumps.
 
-    No descriptor can be opened beyond those that are open, whatever kind it is of.
+    Descriptors that are open stay usable; no other can be opened, whatever kind it is of.
     """
     if os.geteuid() == 0:
         sys.exit("tariq sentry: refuses to run as root; set sentry_user in the policy")
@@ -262,11 +289,8 @@ def confine() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])  # proc(5): total size
     space = pages * resource.getpagesize() + ROOM
     resource.setrlimit(resource.RLIMIT_AS, (space, space))
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
-    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for what in ("NOFILE", "NPROC", "FSIZE", "CORE"):
+        resource.setrlimit(getattr(resource, f"RLIMIT_{what}"), (0, 0))
 
 
 def serve(link: socket.socket, sniffers: list[Sniffer], sender: RawSender) -> None:
@@ -291,7 +315,8 @@ def serve(link: socket.socket, sniffers: list[Sniffer], sender: RawSender) -> No
                 if not frame:
                     return
                 sentry.on_reply(Reply.decode(frame))
-            if sentry.tick_due or time.monotonic() >= tick_at:
+            due = tick_at - (TICK_SECONDS - BREAK_SECONDS if sentry.tick_due else 0)
+            if time.monotonic() >= due:
                 sentry.on_tick(sniffers)
                 tick_at = time.monotonic() + TICK_SECONDS
 

@@ -1,7 +1,7 @@
 """The picture that a message is hidden in.
 
 An identicon: a coarse mirrored pattern in two colours, drawn anew for every
-message, no larger than the message needs. Its two colours share their channel
+message. Its two colours share their channel
 values, because what the PNG's Huffman code costs depends on how many different
 bytes there are.
 """

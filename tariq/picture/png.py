@@ -46,6 +46,8 @@ EXIF_CRC_AT = _EXIF_AT + len(_TEMPLATE)
 EXIF_HEAD = _CHUNK.pack(len(_TEMPLATE), b"eXIf")
 """Length and type of the eXIf chunk: the same in every payload."""
 MIN_SIZE = EXIF_CRC_AT + 4 + 12 + 12
+MAX_SIZE = 1500
+"""More than one packet's payload on any path but a few; ours stay below ``picture.BUDGET``."""
 
 
 def write(picture: Image.Image) -> bytes:

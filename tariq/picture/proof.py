@@ -14,6 +14,7 @@ Neither authorises anything: that is OpenPGP alone.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 from collections.abc import Iterator
@@ -29,6 +30,11 @@ KEY_BYTES = 32
 _MARK_AT, _TAG_AT = 8, 16
 _WORD = 0xFFFFFFFF
 _ZERO_TAG = b"0" * 16
+_NONE = "none that counts now"
+
+
+class AlteredError(MessageError):
+    """The mark is good and the rest isn't: somebody's copy of a real picture, changed."""
 
 
 def stamp(payload: bytes, knock_key: bytes, direction: int, nonce: bytes, now: float) -> bytes:
@@ -40,18 +46,21 @@ def stamp(payload: bytes, knock_key: bytes, direction: int, nonce: bytes, now: f
 
 
 def check(payload: bytes, knock_key: bytes, direction: int, now: float) -> bytes:
-    """Return the nonce of a picture with a good proof; else raise MessageError."""
+    """Return the nonce of a picture with a good proof.
+
+    Else raise MessageError, and AlteredError where a window's mark is good.
+    """
     digits = png.unique_id(payload)
     nonce, mark = bytes.fromhex(digits[:_MARK_AT]), digits[_MARK_AT:_TAG_AT]
     for window in windows(now):
         mark_key, tag_key = _keys(knock_key, direction, window)
         if half_sip_hash(mark_key, nonce).hex() != mark:
             continue
-        if hmac.compare_digest(_tag(tag_key, direction, payload), digits[_TAG_AT:]):
-            if not png.has_exif_crc(payload):
-                break
-            return nonce
-    raise MessageError("proof", "none that counts now")
+        good = hmac.compare_digest(_tag(tag_key, direction, payload), digits[_TAG_AT:])
+        if not (good and png.has_exif_crc(payload)):
+            raise AlteredError("proof", _NONE)
+        return nonce
+    raise MessageError("proof", _NONE)
 
 
 def tag_of(payload: bytes) -> str:
@@ -80,6 +89,7 @@ def mark_keys(knock_key: bytes, direction: int, now: float) -> list[bytes]:
     return [_keys(knock_key, direction, window)[0] for window in windows(now)]
 
 
+@functools.lru_cache(maxsize=16)
 def _keys(knock_key: bytes, direction: int, window: int) -> tuple[bytes, bytes]:
     """Return the key of the mark (8 bytes) and the key of the tag (32 bytes)."""
     context = bytes([direction]) + window.to_bytes(8, "big", signed=True)

@@ -83,11 +83,12 @@ def knocks(
     return _assemble([*code, Op(_RET, DROP)])
 
 
-def unkeyed(family: int, port: int) -> bytes:
+def unkeyed(family: int, port: int, blocked: Sequence[bytes] = ()) -> bytes:
     """Return the agent's program without its mark: short, and passes what looks like a knock."""
-    return _assemble(
-        [Op(_ST, _PAYLOAD_AT), *_whole_tcp(family), *_knock_part(port), Op(_RET, PASS)]
-    )
+    code = [Op(_ST, _PAYLOAD_AT), *_whole_tcp(family), *_knock_part(port)]
+    if blocked:
+        code += [*_read_digits(0, _NONCE), *_not_one_of(blocked)]
+    return _assemble([*code, Op(_RET, PASS)])
 
 
 def answers(family: int, sport: int, dport: int) -> bytes:
@@ -163,6 +164,7 @@ def _knock_part(port: int) -> Code:
         Op(_LD_LEN),
         Op(_SUB_X),
         _require(_JGE, png.MIN_SIZE),
+        Op(_JGE, png.MAX_SIZE + 1, then="drop"),
     ]
     for at, expected in ((0, head), (png.EXIF_CHUNK_AT, png.EXIF_HEAD)):
         for offset in range(0, len(expected), 4):

@@ -54,6 +54,8 @@ def _ipv4(packet: bytes) -> Segment:
     total, fragment = struct.unpack_from("!H2xH", packet, 2)
     if packet[9] != _TCP or fragment & 0x3FFF:
         raise MessageError("packet", "not a whole tcp segment")
+    if packet[12] == 0 or packet[12] >= 224:  # this network, multicast, broadcast (RFC 6890)
+        raise MessageError("packet", "from no host's address")
     src = socket.inet_ntop(socket.AF_INET, packet[12:16])
     dst = socket.inet_ntop(socket.AF_INET, packet[16:20])
     return _tcp(src, dst, packet[header:total] if header >= 20 else b"")
@@ -61,6 +63,8 @@ def _ipv4(packet: bytes) -> Segment:
 
 def _ipv6(packet: bytes) -> Segment:
     (length,) = struct.unpack_from("!H", packet, 4)
+    if packet[8] == 0xFF or not any(packet[8:24]):  # multicast, unspecified (RFC 4291, 2.5.2)
+        raise MessageError("packet", "from no host's address")
     src = socket.inet_ntop(socket.AF_INET6, packet[8:24])
     dst = socket.inet_ntop(socket.AF_INET6, packet[24:40])
     kind, at, end = packet[6], 40, 40 + length

@@ -1,11 +1,10 @@
 """The kernel's filter, run by an interpreter of classic BPF (networking/filter.rst)."""
-# ruff: noqa: B023 - the interpreter's lambdas run at once
 
 import os
 import random
-import struct
 
 import pytest
+from bpf_machine import PORT, run, syn
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,92 +12,8 @@ from tariq import picture
 from tariq.picture import Direction, png, proof
 from tariq.transport import bpf
 
-PORT, KEY, NOW = 62201, bytes(range(32)), 1_800_000_000.0
+KEY, NOW = bytes(range(32)), 1_800_000_000.0
 AF_INET, AF_INET6 = 2, 10
-WORD = 0xFFFFFFFF
-
-
-def run(program: bytes, packet: bytes, packet_type: int = 0) -> int:
-    """Interpret classic BPF as the kernel does; a load past the end drops."""
-    ops = [struct.unpack_from("=HBBI", program, at) for at in range(0, len(program), 8)]
-    a = x = pc = 0
-    memory = [0] * 16
-
-    def load(at, size):
-        if at == 0xFFFFF004:
-            return packet_type
-        if at + size > len(packet):
-            raise IndexError
-        return int.from_bytes(packet[at : at + size], "big")
-
-    try:
-        while True:
-            code, jt, jf, k = ops[pc]
-            pc += 1
-            kind, mode, size = code & 7, code & 0xE0, {0: 4, 8: 2, 16: 1}.get(code & 0x18)
-            if kind == 0:
-                a = {
-                    0x00: lambda: k,
-                    0x80: lambda: len(packet),
-                    0x60: lambda: memory[k],
-                    0x20: lambda: load(k, size),
-                    0x40: lambda: load(x + k, size),
-                }[mode]()
-            elif kind == 1:
-                x = {
-                    0x00: lambda: k,
-                    0x60: lambda: memory[k],
-                    0xA0: lambda: (load(k, 1) & 0xF) * 4,
-                }[mode]()
-            elif kind == 2:
-                memory[k] = a
-            elif kind == 4:
-                other = x if code & 8 else k
-                a = {
-                    0x00: lambda: a + other,
-                    0x10: lambda: a - other,
-                    0x20: lambda: a * other,
-                    0x40: lambda: a | other,
-                    0x50: lambda: a & other,
-                    0xA0: lambda: a ^ other,
-                    0x60: lambda: a << other,
-                    0x70: lambda: a >> other,
-                }[code & 0xF0]() & WORD
-            elif kind == 5:
-                other = x if code & 8 else k
-                test = {0x00: None, 0x10: a == other, 0x30: a >= other, 0x40: bool(a & other)}
-                found = test[code & 0xF0]
-                pc += k if found is None else (jt if found else jf)
-            elif kind == 6:
-                return k
-            else:
-                x = a
-    except IndexError:
-        return 0
-
-
-def syn(
-    payload: bytes,
-    version: int = 4,
-    flags: int = 2,
-    port: int = PORT,
-    options: bytes = b"",
-    extensions: bytes = b"",
-    first: int = 6,
-    fragment: int = 0,
-) -> bytes:
-    tcp = struct.pack("!HHIIBBHHH", 40_000, port, 1, 0, 0xA0, flags, 64_240, 0, 0) + bytes(20)
-    body = tcp + payload
-    if version == 4:
-        head = 20 + len(options)
-        ip = struct.pack("!BBHHHBBH", 0x40 | head // 4, 0, head + len(body), 0, fragment, 64, 6, 0)
-        return ip + bytes(8) + options + body
-    return (
-        struct.pack("!IHBB", 6 << 28, len(extensions + body), first, 64)
-        + bytes(32)
-        + extensions
-        + body
-    )
 
 
 def program(version: int, now: float = NOW) -> bytes:
@@ -151,6 +66,19 @@ def test_a_thousand_nonces_are_all_recognized():
         assert not run(rules, syn(png.with_unique_id(blank, wrong)))
 
 
+@pytest.mark.parametrize(("nonce", "mark", "passes"), [
+    (bytes(range(4)), "2a6e4689", True),
+    (bytes(range(4)), "2a6e4688", False),
+    (bytes(range(1, 5)), "2a6e4689", False),
+])  # fmt: skip
+def test_the_program_computes_the_published_vector(nonce, mark, passes):
+    """The one of four bytes of the reference implementation's, key 00…07."""
+    blank = picture.wrap(b"words", KEY, Direction.TO_HOST, NOW)
+    rules = bpf.knocks(AF_INET, PORT, [bytes(range(8))])
+    made = png.with_unique_id(blank, nonce.hex() + mark + "0" * 16)
+    assert bool(run(rules, syn(made))) == passes
+
+
 @BOTH
 def test_blocked_nonces_are_dropped_and_others_are_not(knock, version):
     family = AF_INET if version == 4 else AF_INET6
@@ -160,6 +88,8 @@ def test_blocked_nonces_are_dropped_and_others_are_not(knock, version):
     assert run(bpf.knocks(family, PORT, keys, others), syn(knock, version))
     assert not run(bpf.knocks(family, PORT, keys, [*others, nonce]), syn(knock, version))
     assert not run(bpf.knocks(family, PORT, keys, [nonce, *others]), syn(knock, version))
+    assert run(bpf.unkeyed(family, PORT, others), syn(knock, version))
+    assert not run(bpf.unkeyed(family, PORT, [*others, nonce]), syn(knock, version))
 
 
 @BOTH
@@ -171,6 +101,8 @@ def test_what_is_no_knock_is_dropped(knock, version):
     assert not run(rules, syn(knock, version, port=PORT + 1))
     assert not run(rules, syn(b"", version))
     assert not run(rules, syn(knock[:100], version))
+    assert run(rules, syn(knock.ljust(png.MAX_SIZE, b"x"), version))
+    assert not run(rules, syn(knock.ljust(png.MAX_SIZE + 1, b"x"), version)), "no packet of ours"
     for flags in (0, 1, 4, 0x10, 0x12, 0x18, 3, 6):
         assert not run(rules, syn(knock, version, flags=flags))
 

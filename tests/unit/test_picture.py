@@ -26,11 +26,38 @@ def test_bytes_come_back(message):
     assert picture.unwrap(payload, KEY, Direction.TO_HOST, NOW) == message
 
 
-@pytest.mark.parametrize(("size", "budget"), [(406, 1220), (512, 1400), (342, 1220)])
+@pytest.mark.parametrize(("size", "budget"), [(406, 1220), (440, 1220), (512, 1400), (342, 1220)])
 def test_messages_of_the_usual_sizes_fit_one_packet(size, budget):
     """A one-host bundle, one with a path of six, and a receipt; twenty covers each."""
     for _ in range(20):
         assert picture.wrap(os.urandom(size), KEY, Direction.TO_HOST, NOW, budget)
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_all_messages_up_to_a_room_have_pictures_of_one_size(direction):
+    """So that nobody reads from it what was asked, or whether it was granted."""
+
+    def sizes(messages) -> set[bytes]:
+        made = [picture.wrap(bytes(each), KEY, direction, NOW) for each in messages]
+        return {each[16:24] for each in made}  # IHDR's width and height
+
+    small, large = picture.ROOMS
+    assert len(sizes(range(1, small + 1, 7))) == 1
+    assert len(sizes(range(small + 1, large + 1, 7))) == 1
+
+
+@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("room", picture.ROOMS)
+def test_what_repeats_from_picture_to_picture_is_what_the_threat_model_admits(room, direction):
+    made = [picture.wrap(os.urandom(room - n % 60), KEY, direction, NOW) for n in range(200)]
+    assert len({len(each) for each in made}) > 6, "sizes vary with the pictures"
+    alike = {at for at in range(1000) if len({each[at] for each in made}) == 1}
+    crc = set(range(png.EXIF_CRC_AT, png.EXIF_CRC_AT + 4))
+    digits = set(range(png.UNIQUE_ID_AT, png.UNIQUE_ID_AT + png.UNIQUE_ID_DIGITS))
+    before_the_data = set(range(png.EXIF_CRC_AT + 12)) - digits - crc
+    assert alike - before_the_data <= {png.EXIF_CRC_AT + 12 + n for n in range(4)}, "zlib's head"
+    at_the_end = {at for at in range(1, 1000) if len({each[-at] for each in made}) == 1}
+    assert {at for at in at_the_end if at < 900} == set(range(1, 13)), "IEND"
 
 
 def test_a_message_over_the_budget_is_an_error_that_names_the_sizes():
