@@ -94,6 +94,7 @@ class Shelf:
             run.launched = self._launcher.start(self.directory, run.label, run.seconds)
         except OSError as why:
             self._give_up(run, f"can't be started: {_reason(why)}")
+            run.end = None  # for step() to find, which tells of every end
 
     def _record(self, run: Run) -> None:
         known = {each.name: getattr(run, each.name) for each in fields(run)}

@@ -1,5 +1,6 @@
 """The shelf of runs: whose results are kept, and for how long."""
 
+import errno
 import time
 
 import pytest
@@ -79,3 +80,14 @@ def test_an_agent_that_starts_again_goes_by_when_runs_ended(shelf):
     again = Shelf(shelf.directory, Launcher())
     again.prune()
     assert again.head(LONG, 99) == b"the result"
+
+
+def test_a_run_that_could_not_be_started_is_told_of_as_any_other_end(shelf, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EAGAIN, "no more processes")
+
+    monkeypatch.setattr(Launcher, "start", refuse)
+    start(shelf, LONG)
+    assert step(shelf) == [LONG]
+    assert shelf.get(LONG).end.why == "can't be started: no more processes"
+    assert step(shelf) == []
