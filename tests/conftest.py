@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -12,6 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 HERE = Path(__file__).parent
 MARKED = ("wire", "fleet")
 """Folders whose tests need root; each is a marker as well."""
+
+# The same examples in each run, so that a change that passed once passes again.
+settings.register_profile("everyday", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("everyday")
 
 
 def pytest_collection_modifyitems(items):

@@ -16,8 +16,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TARGETS = ("sentry", "warden", "openpgp")
-LONGEST = 5
-"""Seconds after which one input is a finding (libFuzzer, -timeout)."""
+LONGEST = {"openpgp": 25}
+"""Seconds after which one input is a finding (libFuzzer, -timeout); GnuPG itself may take ten."""
 
 
 def fuzz(test: Callable[[bytes], None], seeds: Iterable[bytes]) -> None:
@@ -34,7 +34,11 @@ def fuzz(test: Callable[[bytes], None], seeds: Iterable[bytes]) -> None:
 
 def run(target: str, seconds: int, learnt: Path) -> tuple[int, str]:
     """Fuzz one target; return the number of executions and what was found, if anything."""
-    options = [f"-max_total_time={seconds}", f"-timeout={LONGEST}", "-rss_limit_mb=2048"]
+    options = [
+        f"-max_total_time={seconds}",
+        f"-timeout={LONGEST.get(target, 5)}",
+        "-rss_limit_mb=2048",
+    ]
     options += [f"-artifact_prefix={learnt.parent}/{target}-", "-max_len=2048", "-verbosity=1"]
     command = [sys.executable, str(HERE / f"{target}.py"), *options, str(learnt)]
     learnt.parent.mkdir(parents=True, exist_ok=True)

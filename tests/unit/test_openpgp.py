@@ -153,7 +153,6 @@ def stuck(tmp_path, monkeypatch):
     mood = tmp_path / "mood"
     mood.write_text("")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(openpgp, "GPG_SECONDS", 0.7)
     return mood
 
 
@@ -179,17 +178,20 @@ def roles(base, host_home, asc):
     [("exec sleep 60", "gave no answer"), ("kill -9 $$", "signal 9")],
     ids=["hangs", "dies"],
 )
-def test_no_call_waits_for_ever_or_ends_in_a_traceback(keys, stuck, tmp_path, mood, told):
+def test_no_call_waits_for_ever_or_ends_in_a_traceback(
+    keys, stuck, tmp_path, monkeypatch, mood, told
+):
     asc = tmp_path / "alice.asc"
     asc.write_text(keys[1].export())
     calls = roles(tmp_path, keys[0].home, asc)
     stuck.write_text(mood)
+    monkeypatch.setattr(openpgp, "GPG_SECONDS", 0.7)
     for call in calls:
         started = time.monotonic()
         with pytest.raises(TariqError) as why:
             call()
         assert told in str(why.value)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
 
 
 def test_gpg_that_goes_away_while_an_agent_runs_is_an_error_of_ours(keys, monkeypatch, tmp_path):
@@ -199,8 +201,9 @@ def test_gpg_that_goes_away_while_an_agent_runs_is_an_error_of_ours(keys, monkey
         host.unseal(b"x")
 
 
-def test_a_human_may_take_long_to_sign(keys, stuck):
+def test_a_human_may_take_long_to_sign(keys, stuck, monkeypatch):
     """The passphrase is typed, or the token touched, in that time."""
+    monkeypatch.setattr(openpgp, "GPG_SECONDS", 0.7)
     stuck.write_text('case "$*" in *detach*) sleep 1.5;; esac')
     assert keys[1].sign(b"data")
 

@@ -39,9 +39,9 @@ def test_it_matches_what_python_s_own_engine_matches(source, text):
 @pytest.mark.parametrize("source", ["(a+)+b", "(a|a)*b", "(a|aa)+b", "a*a*a*a*a*a*b", "((a*)*)*b"])
 def test_no_pattern_takes_long(source):
     """Python's own engine would be at it for hours."""
-    started = time.monotonic()
+    started = time.process_time()
     assert not Pattern(source).matches("a" * 256)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
