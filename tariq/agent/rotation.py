@@ -80,3 +80,8 @@ def write_secret(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.rename(path)
+    where = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(where)  # the name, too, outlives a loss of power from here on
+    finally:
+        os.close(where)

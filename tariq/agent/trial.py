@@ -23,10 +23,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from tariq.agent import firewall, policy_file
+from tariq.agent import firewall, policy_file, rotation
 from tariq.agent.identity import Places
-from tariq.errors import AgentError, PolicyError
+from tariq.errors import AgentError, TariqError
 
 UNITS = Path("/etc/systemd/system")
 AGENT = "tariq-agent.service"
@@ -35,6 +36,8 @@ _SHELLS = ("sshd", "dropbear")
 """How programs that serve ssh call themselves in /proc; OpenSSH 9.8 has sshd-session, too."""
 _SYSTEMD_SECONDS = 100
 """More than a start of the agent may take (TimeoutStartSec in its unit)."""
+_PATIENCE = 10.0
+"""Seconds that an end waits for who else is at it; then it opens the ports without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,30 +62,24 @@ class Status:
 def begin(places: Places, seconds: int) -> str:
     """Arm the timer, start the agent afresh, and return the trial's token.
 
-    Raise AgentError if it doesn't start; its ports are open then. Confirmed before or not, an agent
-    on trial is not enabled.
+    Raise a TariqError if it doesn't start; its ports are open then. Confirmed before or not, an
+    agent on trial is not enabled.
     """
-    with _lock(places):
-        trial = Trial(
-            token=secrets.token_hex(8),
-            state="running",
-            digest=digest(places),
-            until=_now() + seconds,
-        )
-        _save(places, trial)
-        _arm(trial.token, seconds)
+    token = secrets.token_hex(8)
     try:
-        _start()
-        firewall.clear_others(policy_file.load(places.policy).firewall)
-    except (AgentError, PolicyError):
-        with contextlib.suppress(AgentError):  # then the timer goes on trying
-            end(places, trial.token)
+        with _lock(places):  # also while it starts: what is started has its timer
+            trial = Trial(token, "running", digest(places), _now() + seconds)
+            _arm(token, seconds)
+            _save(places, trial)  # from here on the timers of earlier ones do nothing
+            _disarm(keep=token)
+            _start()
+            firewall.clear_others(policy_file.load(places.policy).firewall)
+            _save(places, dataclasses.replace(trial, guarded=_now()))
+    except TariqError:
+        with contextlib.suppress(TariqError):  # then the timer goes on trying
+            end(places, token)
         raise
-    with _lock(places):
-        if _load(places) != trial:
-            raise AgentError("trial", "ended while the agent started", "give it more --seconds")
-        _save(places, dataclasses.replace(trial, guarded=_now()))
-    return trial.token
+    return token
 
 
 def confirm(places: Places, token: str, *, untried: bool = False) -> None:
@@ -109,19 +106,37 @@ def confirm(places: Places, token: str, *, untried: bool = False) -> None:
 def end(places: Places, token: str | None = None) -> bool:
     """Stop the agent and open its ports, if the trial (that one, with a token) isn't confirmed.
 
-    Return whether that was so. The order makes any part of it safe to repeat.
+    Return whether that was so. Where nothing can be remembered, or a ``begin`` hangs, the ports
+    open all the same, and the error that is raised lets the timer come again.
     """
-    with _lock(places):
-        trial = _load(places)
-        if trial is None or trial.state != "running" or token not in (None, trial.token):
-            return False
-        if units := _units():
-            _systemctl("disable", *units)
-            _systemctl("stop", *units)
-        firewall.take_down(places.unguarded)
-        _save(places, dataclasses.replace(trial, state="ended"))
-        _disarm()
+    try:
+        with _lock(places, _PATIENCE):
+            trial = _on_trial(places, token)
+            if trial is None:
+                return False
+            _give_up(places)
+            _save(places, dataclasses.replace(trial, state="ended"))
+            _disarm()
+    except AgentError:
+        if _on_trial(places, token):
+            _give_up(places)
+        raise
     return True
+
+
+def _on_trial(places: Places, token: str | None) -> Trial | None:
+    trial = _load(places)
+    meant = trial is not None and trial.state == "running" and token in (None, trial.token)
+    return trial if meant else None
+
+
+def _give_up(places: Places) -> None:
+    """Disable, stop and open, in that order, and each whatever came of those before."""
+    with contextlib.ExitStack() as steps:  # the last one first
+        steps.callback(firewall.take_down, places.unguarded)
+        if units := _units():
+            steps.callback(_systemctl, "stop", *units)
+            steps.callback(_systemctl, "disable", *units)
 
 
 def status(places: Places) -> Status:
@@ -193,19 +208,17 @@ def _connection_began() -> float | None:
 
 
 def _arm(token: str, seconds: int) -> None:
-    """Let systemd end this trial in so many seconds, and forget those of earlier ones."""
-    name = _timer(token)
+    """Let systemd end this trial in so many seconds."""
     program = [sys.executable, "-I", "-m", "tariq", "agent", "trial", "end", token]
     retried = ["Restart=on-failure", "RestartSec=2", "StartLimitIntervalSec=0"]
     _run(
         "systemd-run",
-        f"--unit={name}",
+        f"--unit={_timer(token)}",
         f"--on-active={seconds}s",
         "--timer-property=AccuracySec=100ms",
         *(f"--property={each}" for each in ["Type=oneshot", *retried]),
         *program,
     )
-    _disarm(keep=name)
 
 
 def _timer(token: str) -> str:
@@ -213,11 +226,12 @@ def _timer(token: str) -> str:
 
 
 def _disarm(keep: str = "") -> None:
-    """Stop timers of trials; one whose trial is over would do nothing anyway."""
-    listed = _ask("list-units", "--all", "--plain", "--no-legend", f"{_TIMER}-*.timer")
-    names = [line.split()[0] for line in listed.splitlines()]
-    if old := [name for name in names if name != f"{keep}.timer"]:
-        _systemctl("stop", *old)
+    """Stop timers of trials. Never raises: one whose trial is over does nothing anyway."""
+    with contextlib.suppress(AgentError):  # such as of one that ended by itself meanwhile
+        listed = _ask("list-units", "--all", "--plain", "--no-legend", f"{_TIMER}-*.timer")
+        names = [line.split()[0] for line in listed.splitlines()]
+        if old := [name for name in names if name != f"{_timer(keep)}.timer"]:
+            _systemctl("stop", *old)
 
 
 def _start() -> None:
@@ -240,26 +254,28 @@ def _systemctl(*words: str) -> None:
 
 
 def _succeeds(*words: str) -> bool:
-    return subprocess.run(["systemctl", "--quiet", *words], check=False).returncode == 0
+    return _call("systemctl", "--quiet", *words).returncode == 0
 
 
 def _ask(*words: str) -> str:
-    done = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
-    return done.stdout
+    return _call("systemctl", *words).stdout
 
 
 def _run(*command: str) -> None:
     """Run one of systemd's programs; raise AgentError with its own words."""
-    what = " ".join(command[:2])
+    done = _call(*command)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        raise AgentError(" ".join(command[:2]), lines[0], f"see journalctl -u {AGENT}")
+
+
+def _call(*command: str) -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command, capture_output=True, text=True, timeout=_SYSTEMD_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as why:
-        raise AgentError(what, str(why), "a trial needs systemd") from why
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise AgentError(what, lines[0], f"see journalctl -u {AGENT}")
+        raise AgentError(" ".join(command[:2]), str(why), "a trial needs systemd") from why
 
 
 # --- what is remembered -----------------------------------------------------------------------
@@ -274,25 +290,31 @@ def _runs(trial: Trial) -> bool:
 
 
 @contextlib.contextmanager
-def _lock(places: Places) -> Iterator[None]:
+def _lock(places: Places, patience: float = 4 * _SYSTEMD_SECONDS) -> Iterator[None]:
     """Let nobody else change the state; raise AgentError if it can't be kept at all."""
+    until = time.monotonic() + patience
     try:
         places.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (places.state / "trial.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            while not _is_ours(file):
+                if time.monotonic() >= until:
+                    raise AgentError("trial", "another command is at it", "try again")
+                time.sleep(0.05)
             yield
     except OSError as why:
         raise AgentError(str(places.trial), (why.strerror or str(why)).lower()) from why
 
 
+def _is_ours(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _save(places: Places, trial: Trial) -> None:
-    """Write a file that is whole or as it was."""
-    draft = places.trial.with_suffix(".new")
-    with draft.open("w") as file:
-        json.dump(dataclasses.asdict(trial), file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(places.trial)
+    rotation.write_secret(places.trial, json.dumps(dataclasses.asdict(trial)).encode())
 
 
 def _load(places: Places) -> Trial | None:

@@ -1,10 +1,14 @@
 """What a trial remembers; what it does to a host is in tests/fleet.
 
-There is no systemd to ask here, so a set says what it would: which timers run.
+There is no systemd to ask here, so a set says what it would: which timers run. Where the order of
+things matters, a host in a few lines does what systemd and the firewall would.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,3 +99,195 @@ def test_only_the_trial_that_is_meant_is_ended(places):
     running(places)
     assert not trial.end(places, "22")
     assert trial.status(places).state == "running"
+
+
+# --- what comes between -----------------------------------------------------------------------
+
+UNITS = {trial.AGENT, "tariq-guard.service"}
+
+
+class Killed(BaseException):
+    """What nothing may catch."""
+
+
+class Host:
+    """What systemd and the firewall do when they are told, and what is up then."""
+
+    def __init__(self, places):
+        self.places = places
+        self.up, self.guarded = set(), False
+        self.enabled, self.timers = set(), set()
+        self.fails = ()
+        """Verbs that systemctl says no to."""
+        self.meanwhile = lambda: None
+        """What somebody else does just before a step of ours."""
+
+    def run(self, *command):
+        self.meanwhile()
+        verb, *names = command[1:]
+        if command[0] == "systemd-run":
+            self.timers.add(verb.removeprefix("--unit=") + ".timer")
+        elif verb in self.fails:
+            raise AgentError(verb, "failed")
+        elif verb == "start":
+            self.up |= set(names)
+            self.guarded = True
+        elif verb == "stop":
+            self.up -= set(names)
+            self.timers -= set(names)
+        elif verb == "disable":
+            self.enabled -= set(names)
+        elif verb == "enable":
+            self.enabled |= set(names)
+
+    def take_down(self, _unguarded):
+        self.meanwhile()
+        self.guarded = False
+
+    def ask(self, verb, *_):
+        self.meanwhile()
+        return "".join(f"{name} loaded\n" for name in self.timers) if verb == "list-units" else ""
+
+    def at_step(self, number, what):
+        """Let somebody else do that between two steps of ours."""
+        steps = iter(range(99))
+
+        def meanwhile():
+            if next(steps) == number:
+                self.meanwhile = lambda: None
+                with contextlib.suppress(AgentError):
+                    what()
+
+        self.meanwhile = meanwhile
+
+    def let_timers_run_out(self):
+        self.meanwhile = lambda: None
+        for name in list(self.timers):
+            trial.end(self.places, name.removeprefix("tariq-trial-").removesuffix(".timer"))
+            self.timers.discard(name)
+
+    @property
+    def is_open(self):
+        return not (self.guarded or self.up or self.enabled)
+
+
+@pytest.fixture
+def host(places, timers, monkeypatch, tmp_path):
+    """A host whose agent was confirmed."""
+    host = Host(places)
+    host.timers = timers
+    timers.clear()
+    host.up, host.enabled, host.guarded = {trial.AGENT}, set(UNITS), True
+    running(places, state="confirmed")
+    units = tmp_path / "units"
+    units.mkdir()
+    for name in UNITS:
+        (units / name).write_text("")
+    monkeypatch.setattr(trial, "UNITS", units)
+    monkeypatch.setattr(trial, "_PATIENCE", 0)
+    monkeypatch.setattr(trial, "_run", host.run)
+    monkeypatch.setattr(trial, "_ask", host.ask)
+    monkeypatch.setattr(trial, "_succeeds", lambda _, unit: unit in host.timers | host.up)
+    monkeypatch.setattr(trial.policy_file, "load", lambda _: SimpleNamespace(firewall="auto"))
+    monkeypatch.setattr(trial.firewall, "take_down", host.take_down)
+    monkeypatch.setattr(trial.firewall, "clear_others", lambda _: host.meanwhile())
+    return host
+
+
+STEPS = range(9)
+"""More than ``begin`` has."""
+
+
+def test_the_control_a_trial_that_nobody_disturbs(host):
+    token = trial.begin(host.places, 60)
+    assert host.guarded
+    assert host.timers == {f"tariq-trial-{token}.timer"}
+    trial.confirm(host.places, token, untried=True)
+    assert (host.enabled, host.timers) == (UNITS, set())
+    host.let_timers_run_out()
+    assert trial.status(host.places).state == "confirmed"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_end_holds_whenever_it_comes(host, step):
+    """By hand, or by the timer, while the agent starts: what is up afterwards has its timer."""
+    host.at_step(step, lambda: trial.end(host.places))
+    with contextlib.suppress(AgentError):
+        trial.begin(host.places, 60)
+    assert host.is_open or trial.status(host.places).state == "running"
+    host.let_timers_run_out()
+    assert host.is_open
+    assert trial.status(host.places).state == "needed"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_begin_that_is_killed_leaves_nothing_up_for_good(host, step):
+    """It comes into the trial of another one."""
+    trial.begin(host.places, 60)
+
+    def kill():
+        raise Killed
+
+    host.at_step(step, kill)
+    with contextlib.suppress(Killed):
+        trial.begin(host.places, 60)
+    host.let_timers_run_out()
+    assert host.is_open
+
+
+def test_the_ports_open_even_if_a_begin_hangs(host):
+    """It waits for an agent that never gets ready, say; the timer doesn't."""
+    token = trial.begin(host.places, 60)
+    with trial._lock(host.places), pytest.raises(AgentError, match="another command"):
+        trial.end(host.places, token)
+    assert host.is_open
+    host.let_timers_run_out()
+    assert trial.status(host.places).state == "needed"
+
+
+@pytest.mark.parametrize("verb", ["disable", "stop"])
+def test_the_ports_open_even_if_systemd_says_no(host, verb):
+    token = trial.begin(host.places, 60)
+    host.fails = [verb]
+    with pytest.raises(AgentError, match=verb):
+        trial.end(host.places, token)
+    assert not host.guarded
+    host.fails = []
+    host.let_timers_run_out()
+    assert host.is_open
+    assert trial.status(host.places).state == "needed"
+
+
+def test_the_ports_open_even_if_nothing_can_be_remembered(host):
+    """As on a disk that has become read-only; the timer tries again until it is remembered."""
+    token = trial.begin(host.places, 60)
+    lock = host.places.state / "trial.lock"
+    lock.unlink()
+    lock.mkdir()
+    for other in ("22", token):
+        with pytest.raises(AgentError):
+            trial.end(host.places, other)
+        assert host.is_open == (other == token)
+    lock.rmdir()
+    host.let_timers_run_out()
+    assert trial.status(host.places).state == "needed"
+
+
+def test_a_timer_that_has_just_gone_is_no_reason_to_fail(host):
+    token = trial.begin(host.places, 60)
+    host.fails = ["stop"]
+    trial.confirm(host.places, token, untried=True)
+    assert trial.status(host.places).state == "confirmed"
+
+
+def test_what_is_remembered_outlives_a_loss_of_power(places, monkeypatch):
+    """As far as that can be had here: content, then name, are asked onto the disk."""
+    asked = []
+
+    def fsync(handle):
+        asked.append((os.readlink(f"/proc/self/fd/{handle}"), places.trial.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    trial._save(places, trial.Trial("11", "ended", "", 0.0))
+    draft = str(places.trial.with_suffix(".new"))
+    assert asked == [(draft, False), (str(places.trial.parent), True)]
