@@ -17,7 +17,7 @@ from tariq.agent.identity import ETC, RUN, STATE, Places
 from tariq.agent.tasks import BadParams, Task
 from tariq.cli import trial
 from tariq.cli.common import duration
-from tariq.errors import PolicyError, UsageError
+from tariq.errors import AgentError, PolicyError, UsageError
 from tariq.strict import Wrong, address
 
 
@@ -253,12 +253,15 @@ def _run(args: argparse.Namespace) -> int:
 
 def _guard(args: argparse.Namespace) -> int:
     """Put the guard up; leases that exist live on."""
-    from tariq.agent.firewall import Guard, Keeper, choose
+    from tariq.agent.firewall import Guard, Keeper, choose, in_charge
 
     identity.need_root("tariq agent guard")
     places = _places(args)
     rules = policy_file.load(places.policy)
     backend, others = choose(rules.firewall)
+    if (agent := in_charge(places.unguarded)) not in ("", backend.name):
+        reason = f"the agent guards with {agent}, and its policy now says {backend.name}"
+        raise AgentError("guard", reason, "systemctl reload tariq-agent, or restart it")
     Keeper(backend, Guard.of(rules), others=others, unguarded=places.unguarded).start()
     print(f"guarding {', '.join(rules.services) or 'nothing'} with {backend.name}")
     return 0

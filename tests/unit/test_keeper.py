@@ -9,8 +9,9 @@ import itertools
 import pytest
 
 from tariq.agent import firewall
-from tariq.agent.firewall.base import Guard, Lease
-from tariq.agent.firewall.keeper import Keeper
+from tariq.agent.firewall import iptables
+from tariq.agent.firewall.base import ENDLESS, Guard, Lease
+from tariq.agent.firewall.keeper import Keeper, in_charge
 from tariq.agent.policy import Service
 from tariq.errors import FirewallError
 
@@ -175,7 +176,7 @@ def a_knock(keeper):
         keeper.open([Lease(ME, SSH, 60)])
 
 
-@pytest.mark.parametrize("work", [Keeper.check, a_knock, other_guard, other_backend])
+@pytest.mark.parametrize("work", [Keeper.start, Keeper.check, a_knock, other_guard, other_backend])
 @pytest.mark.parametrize(
     ("told_at", "down_at"), list(itertools.combinations_with_replacement(range(6), 2))
 )
@@ -206,6 +207,30 @@ def test_roots_word_holds_whenever_it_comes(
     assert "root ran" in keeper.news
 
 
+@pytest.mark.parametrize("down_at", range(6))
+def test_an_unguard_that_is_over_before_a_start_is_is_not_forgotten(
+    keeper, kernel, clock, tmp_path, monkeypatch, down_at
+):
+    """The whole of ``unguard``, as it is, between any two steps of a start beside an agent."""
+    told = tmp_path / "unguarded"
+    monkeypatch.setattr(firewall, "delete_inet_table", lambda _: kernel.flush())
+    monkeypatch.setattr(firewall.iptables, "variants", list)
+    steps = iter(range(99))
+
+    def meanwhile():
+        if next(steps) == down_at:
+            firewall.take_down(told)
+
+    kernel.meanwhile = meanwhile
+    Keeper(kernel, Guard(62201, (SSH,)), unguarded=told, clock=lambda: clock[0]).start()
+    for _ in range(9):
+        meanwhile()
+    clock[0] += 1
+    keeper.check()
+    assert not kernel.guarded
+    assert "root ran" in keeper.news
+
+
 def test_unguard_says_it_again_if_a_start_has_just_forgotten_it(kernel, tmp_path, monkeypatch):
     told = tmp_path / "unguarded"
     times = []
@@ -223,3 +248,122 @@ def test_unguard_says_it_again_if_a_start_has_just_forgotten_it(kernel, tmp_path
     firewall.take_down(told)
     assert told.exists()
     assert not kernel.guarded
+
+
+# --- another backend --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(kernel):
+    other = Kernel()
+    other.name = "other"
+    return other
+
+
+def test_a_backend_that_is_named_while_the_guard_is_down_guards_when_it_is_up_again(
+    kernel, keeper, other, clock, tmp_path
+):
+    told = tmp_path / "unguarded"
+    told.touch()
+    kernel.flush()
+    keeper.replace(Guard(62201, (SSH,)), other, [kernel])
+    assert in_charge(told) == "other"
+    told.unlink()
+    clock[0] += 1
+    keeper.check()
+    assert (kernel.guarded, other.guarded) == (False, True)
+
+
+@pytest.mark.parametrize("broken", ["guard", "open"])
+def test_a_backend_that_fails_half_way_leaves_the_old_guard_and_none_of_its_own(
+    kernel, keeper, other, clock, tmp_path, monkeypatch, broken
+):
+    def fail(_):
+        other.guarded = True
+        raise FirewallError("other", "no ip6tables")
+
+    keeper.open([Lease(ME, SSH, 60)])
+    monkeypatch.setattr(other, broken, fail)
+    with pytest.raises(FirewallError, match="ip6tables"):
+        keeper.replace(Guard(62201, (SSH,)), other, [kernel])
+    assert (kernel.guarded, other.guarded) == (True, False)
+    assert kernel.leases()
+    assert in_charge(tmp_path / "unguarded") == "told"
+
+
+def test_only_a_process_that_runs_is_in_charge(kernel, keeper, clock, tmp_path):
+    told = tmp_path / "unguarded"
+    assert in_charge(told) == "told"
+    second = Keeper(kernel, Guard(62201, (SSH,)), unguarded=told, clock=lambda: clock[0])
+    second.start()  # as 'tariq agent guard' does beside an agent
+    keeper._word.close()  # as its process's end does
+    assert in_charge(told) == "", "its word is there, and nobody's"
+    clock[0] += 1
+    second.check()
+    assert in_charge(told) == "told"
+
+
+def test_what_another_program_opened_for_ever_is_told_of_and_is_no_lease(
+    kernel, keeper, other, clock
+):
+    endless = Lease("192.0.2.66", SSH, ENDLESS)
+    keeper.open([Lease(ME, SSH, 60)])
+    kernel.held[endless.address, SSH] = endless
+    for _ in range(2):
+        clock[0] += 1
+        keeper.check()
+    assert "without an end, by another program: 1" in keeper.news
+    assert keeper.leases() == [Lease(ME, SSH, 60)]
+    keeper.replace(Guard(62201, (SSH,)), other, [kernel])
+    assert other.leases() == [Lease(ME, SSH, 60)]
+
+
+def test_a_lease_in_its_last_second_does_not_move(kernel, keeper, other):
+    """Sets of iptables take 0 for: for ever."""
+    kernel.held = {(ME, SSH): Lease(ME, SSH, 0), (ME, WEB): Lease(ME, WEB, 1)}
+    keeper.replace(Guard(62201, (SSH,)), other, [kernel])
+    assert other.leases() == [Lease(ME, WEB, 1)]
+
+
+def test_a_kernel_that_takes_its_time_ends_no_lease_before_we_do(kernel, keeper, clock):
+    def stall():
+        clock[0] += 30
+        kernel.meanwhile = lambda: None
+
+    kernel.meanwhile = stall  # before or after its timer starts: who knows
+    keeper.open([Lease(ME, SSH, 60)])
+    kernel.held.clear()
+    clock[0] += 31
+    keeper.check()
+    assert not keeper.news
+    kernel.flush()
+    clock[0] += 1
+    keeper.check()
+    assert not kernel.leases()
+
+
+def test_a_knock_that_fails_half_way_ends_nothing_that_was_open_before(monkeypatch):
+    """iptables' sets are not changed in one step; this one has no room for a third lease."""
+    held = {}
+
+    def ipset(command, text="", fine=None):
+        if "save" in command:
+            lines = [f"add {key} timeout {time}\n" for key, time in held.items()]
+            return "".join(line for line in lines if command[-1] in line)
+        for words in map(str.split, text.splitlines()):
+            key = " ".join(words[1:3])
+            if words[0] == "del":
+                held.pop(key, None)
+            elif key in held or len(held) < 2:
+                held[key] = words[4]
+            else:
+                raise FirewallError("ipset", "hash is full, cannot add more elements")
+        return ""
+
+    monkeypatch.setattr(iptables, "call", ipset)
+    monkeypatch.setattr(iptables, "find", lambda program, _: program)
+    backend = iptables.Iptables()
+    backend.open([Lease(ME, SSH, 60)])
+    with pytest.raises(FirewallError, match="full"):
+        backend.open([Lease(ME, SSH, 60), Lease(ME, WEB, 60), Lease(ME, Service("udp", 53), 60)])
+    assert backend.leases() == [Lease(ME, SSH, 60)]

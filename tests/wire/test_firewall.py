@@ -557,6 +557,51 @@ def test_a_lease_that_root_deletes_stays_deleted_and_is_told_of(world):
     assert not world.reachable(4)
 
 
+def test_what_is_opened_without_an_end_is_told_of_and_stops_no_agent(world):
+    if world.backend == "nftables":
+        add = ["nft", "add element inet tariq leases4 { 192.0.2.66 . tcp . 22 }"]
+    else:
+        add = ["ipset", "-exist", "add", "tariq-leases4", "192.0.2.66,tcp:22", "timeout", "0"]
+    world.net.host.run(*add)
+    told = lambda: world.knock("-4", verb="status").stdout  # noqa: E731
+    try:
+        eventually(lambda: "without an end, by another program: 1" in told(), 8)
+        world.knock("-4", "--for", "60s")
+        assert world.reachable(4)
+        world.host.stop()
+        world.host.start()
+        assert world.reachable(4), "and the lease lives on"
+    finally:
+        world.host.stop()
+        world.host.unguard()
+        world.host.start()
+
+
+def test_guard_beside_an_agent_waits_for_it_to_know_the_same_backend(world):
+    """Else both would guard, one of them without the leases that the agent gives."""
+    mine, other = world.backend, "iptables-nft" if world.backend == "nftables" else "nftables"
+    words = ["agent", "guard", *world.host._run_dir]
+    guard = lambda: world.host.tariq(*words, state=False, check=False)  # noqa: E731
+    world.host.unguard()
+    world.host.policy["firewall"] = other
+    world.host.write_policy()
+    try:
+        told = guard()
+        assert f"the agent guards with {mine}" in told.stderr
+        assert not traces(world)
+        world.host.process.send_signal(signal.SIGHUP)
+        eventually(lambda: guard().returncode == 0, 10)
+        time.sleep(1.5)  # the agent has looked again
+        assert ("table inet tariq" in traces(world)) == (other == "nftables")
+        assert ("TARIQ-GUARD" in traces(world)) != (other == "nftables")
+        world.knock("-4", "--for", "60s")
+        assert world.reachable(4)
+    finally:
+        world.host.stop()
+        world.host.policy["firewall"] = mine
+        world.host.start()
+
+
 def test_unguard_holds_while_the_agent_runs_until_guard(world):
     world.host.unguard()
     try:

@@ -10,12 +10,21 @@ from pathlib import Path
 from tariq.agent.firewall import iptables
 from tariq.agent.firewall.base import Firewall, Guard, Lease
 from tariq.agent.firewall.iptables import Iptables
-from tariq.agent.firewall.keeper import Keeper, clear
+from tariq.agent.firewall.keeper import Keeper, clear, in_charge
 from tariq.agent.firewall.netlink import delete_inet_table
 from tariq.agent.firewall.nftables import TABLE, Nftables
 from tariq.errors import FirewallError
 
-__all__ = ["Firewall", "Guard", "Keeper", "Lease", "choose", "clear_others", "take_down"]
+__all__ = [
+    "Firewall",
+    "Guard",
+    "Keeper",
+    "Lease",
+    "choose",
+    "clear_others",
+    "in_charge",
+    "take_down",
+]
 log = logging.getLogger("tariq.firewall")
 
 

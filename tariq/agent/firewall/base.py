@@ -15,6 +15,8 @@ from tariq.errors import FirewallError
 CUT_SECONDS = 86_400
 """For so long a connection that was cut can't come back; longer than any kernel holds an
 unanswered one (tcp_retries2 gives up within half an hour, tcp(7))."""
+ENDLESS = -1
+"""The seconds of what another program put among the leases without an end."""
 SBIN = ("/usr/sbin", "/sbin")
 
 
@@ -79,7 +81,10 @@ class Firewall(Protocol):
         """
 
     def leases(self) -> list[Lease]:
-        """Return the leases that the kernel holds; none if there is no guard."""
+        """Return the leases that the kernel holds; none if there is no guard.
+
+        Also those that are ``ENDLESS``, which no lease of ours is.
+        """
 
 
 def find(program: str, package: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tariq.agent.firewall import conntrack
-from tariq.agent.firewall.base import CUT_SECONDS, Guard, Lease, call, find
+from tariq.agent.firewall.base import CUT_SECONDS, ENDLESS, Guard, Lease, call, find
 from tariq.agent.policy import Service
 from tariq.errors import FirewallError
 
@@ -97,10 +97,12 @@ class Iptables:
     def open(self, leases: Iterable[Lease]) -> None:
         """See ``base.Firewall``."""
         leases = list(leases)
+        there = {(lease.address, lease.service) for lease in self.leases()}
         try:
             self._set(*(_add("leases", lease, lease.seconds) for lease in leases))
         except FirewallError:
-            self._set(*(_delete(lease) for lease in leases))
+            new = [lease for lease in leases if (lease.address, lease.service) not in there]
+            self._set(*(_delete(lease) for lease in new))
             raise
 
     def close(self, leases: Iterable[Lease], *, cut: bool = False) -> None:
@@ -280,7 +282,7 @@ def _delete(lease: Lease) -> str:
 
 
 def _lease(words: list[str]) -> Lease:
-    """Read ``add tariq-leases4 10.0.0.2,tcp:22 timeout 29``."""
+    """Read ``add tariq-leases4 10.0.0.2,tcp:22 timeout 29``; 0 is for ever."""
     address, _, rest = words[2].partition(",")
     protocol, _, port = rest.partition(":")
-    return Lease(address, Service(protocol, int(port)), int(words[4]))
+    return Lease(address, Service(protocol, int(port)), int(words[4]) or ENDLESS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
-from tariq.agent.firewall.base import Firewall, Guard, Lease
+from tariq.agent.firewall.base import ENDLESS, Firewall, Guard, Lease
 from tariq.agent.policy import Service
 from tariq.errors import FirewallError
 
@@ -45,25 +47,30 @@ class Keeper:
         self._unguarded, self._clock = unguarded, clock
         self._deadlines: dict[Key, float] = {}
         self._next_look = 0.0
+        self._endless = 0
+        self._word: IO[str] | None = None
         self._trouble = ""
         self.news = ""
         """What ``status`` tells: the last thing that happened to the guard, with its time."""
 
     def start(self) -> None:
         """Put the guard up; leases of an earlier agent, or in another backend, live on."""
-        self._take_over()
         if self._unguarded is not None:
             self._unguarded.unlink(missing_ok=True)
+        with self._giving_way():
+            self._take_over()
+        self._leave_word()
 
     def _take_over(self) -> None:
-        held = self._firewall.leases()
+        now = self._clock()
+        held = self.leases()
         moved = [lease for other in self._others for lease in _what_is_left(other)]
         self._firewall.guard(self._wanted)
         if moved:
             self._firewall.open(moved)
         for other in self._others:
             clear(other)
-        self._remember([*held, *moved])
+        self._remember([*held, *moved], now)
 
     def replace(
         self, wanted: Guard, firewall: Firewall | None = None, others: Sequence[Firewall] = ()
@@ -73,23 +80,27 @@ class Keeper:
         ``firewall`` and ``others`` as for a new keeper, where the policy names another backend.
         """
         before = self._wanted, self._firewall, self._others
+        moves = firewall is not None and firewall.name != self._firewall.name
         self._wanted = wanted
-        if self._is_down():
-            return
+        if firewall is not None and moves:
+            self._firewall, self._others = firewall, others
         try:
-            with self._giving_way():
-                if firewall is None or firewall.name == self._firewall.name:
-                    self._firewall.guard(wanted)
-                else:
-                    self._firewall, self._others = firewall, others
-                    self._take_over()
+            if not self._is_down():
+                with self._giving_way():
+                    if moves:
+                        self._take_over()
+                    else:
+                        self._firewall.guard(wanted)
         except FirewallError:
+            if moves:
+                clear(self._firewall)
             self._wanted, self._firewall, self._others = before
             raise
+        self._leave_word()
 
     def open(self, leases: Iterable[Lease]) -> None:
         """Grant or prolong leases, all or none; raise FirewallError."""
-        leases = list(leases)
+        leases, now = list(leases), self._clock()
         if self._is_down():
             raise FirewallError("guard", _DOWN, "wait for 'tariq agent guard' there")
         try:
@@ -98,7 +109,7 @@ class Keeper:
             if not self._put_back():
                 raise
             self._firewall.open(leases)
-        self._remember(leases)
+        self._remember(leases, now)
 
     def close(self, leases: Iterable[Lease], *, cut: bool = False) -> None:
         """End leases now, and with ``cut`` the connections on them; raise FirewallError."""
@@ -108,8 +119,14 @@ class Keeper:
         self._firewall.close(leases, cut=cut)
 
     def leases(self) -> list[Lease]:
-        """Return the leases that the kernel holds; raise FirewallError."""
-        return self._firewall.leases()
+        """Return the leases that the kernel holds, and ends; raise FirewallError."""
+        held = self._firewall.leases()
+        endless = [lease for lease in held if lease.seconds == ENDLESS]
+        if len(endless) > self._endless:
+            self._trouble = ""
+            self._tell(f"leases without an end, by another program: {len(endless)}")
+        self._endless = len(endless)
+        return [lease for lease in held if lease.seconds != ENDLESS]
 
     def check(self) -> None:
         """Look whether all stands, as often as the backend can bear, and mend what doesn't.
@@ -120,6 +137,8 @@ class Keeper:
         now = self._clock()
         if now < self._next_look:
             return
+        if self._word is None:
+            self._leave_word()
         self._next_look = now + self._firewall.every
         try:
             if self._is_down():
@@ -139,7 +158,7 @@ class Keeper:
             return False
         with self._giving_way():
             self._firewall.guard(self._wanted)
-            there = {(lease.address, lease.service) for lease in self._firewall.leases()}
+            there = {(lease.address, lease.service) for lease in self.leases()}
             lost = [each for each in self._running() if (each.address, each.service) not in there]
             if lost:
                 self._firewall.open(lost)
@@ -161,6 +180,21 @@ class Keeper:
             if self._is_down():
                 self._firewall.unguard()
 
+    def _leave_word(self) -> None:
+        """Say which backend this process guards with, for as long as it lives: ``in_charge``."""
+        if self._unguarded is None:
+            return
+        with contextlib.suppress(OSError):  # no directory; or 'tariq agent guard' is just at it
+            if self._word is None:
+                with contextlib.ExitStack() as opened:
+                    file = opened.enter_context(self._unguarded.with_name("backend").open("a"))
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    opened.pop_all()
+                self._word = file
+            self._word.truncate(0)
+            self._word.write(self._firewall.name)
+            self._word.flush()
+
     def _compare(self, now: float) -> None:
         """Hold the kernel's leases against ours.
 
@@ -169,7 +203,7 @@ class Keeper:
         """
         if not self._deadlines:
             return
-        held = {(lease.address, lease.service): lease for lease in self._firewall.leases()}
+        held = {(lease.address, lease.service): lease for lease in self.leases()}
         over = [lease for key, lease in held.items() if self._deadlines.get(key, now) < now - 1]
         if over:
             self._firewall.close(over)
@@ -189,8 +223,8 @@ class Keeper:
             if end - now >= 1
         ]
 
-    def _remember(self, leases: Iterable[Lease]) -> None:
-        now = self._clock()
+    def _remember(self, leases: Iterable[Lease], now: float) -> None:
+        """``now`` is from before the kernel was asked: never later than its own end."""
         for lease in leases:
             self._deadlines[lease.address, lease.service] = now + lease.seconds
 
@@ -202,9 +236,22 @@ class Keeper:
             self.news = f"{time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())}: {what}"
 
 
+def in_charge(unguarded: Path) -> str:
+    """Return the name of the backend that an agent guards with; nothing where none runs."""
+    try:
+        with unguarded.with_name("backend").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read()
+    except OSError:
+        pass
+    return ""
+
+
 def _what_is_left(other: Firewall) -> list[Lease]:
     try:
-        return other.leases()
+        return [lease for lease in other.leases() if lease.seconds > 0]  # 0 would be for ever
     except FirewallError:
         return []
 

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from tariq.agent.firewall import conntrack
-from tariq.agent.firewall.base import CUT_SECONDS, Guard, Lease
+from tariq.agent.firewall.base import CUT_SECONDS, ENDLESS, Guard, Lease
 from tariq.agent.firewall.netlink import delete_inet_table
 from tariq.agent.policy import Service
 from tariq.errors import FirewallError
@@ -122,7 +122,7 @@ class Nftables:
     def _listed(self, where: str) -> Iterator[dict[str, Any]]:
         for item in self._list(f"list set {TABLE} {where}\n"):
             for element in item.get("set", {}).get("elem", []):
-                yield element["elem"]
+                yield element.get("elem", {"val": element})
 
     def _list(self, command: str) -> list[dict[str, Any]]:
         """Return what there is; nothing if there is no such thing."""
@@ -239,7 +239,7 @@ def _replace(kind: str, lease: Lease, seconds: int) -> Iterator[str]:
 
 def _lease(element: dict[str, Any]) -> Lease:
     address, protocol, port = element["val"]["concat"]
-    return Lease(address, Service(protocol, int(port)), int(element["expires"]))
+    return Lease(address, Service(protocol, int(port)), int(element.get("expires", ENDLESS)))
 
 
 class _Libnftables:
