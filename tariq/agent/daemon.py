@@ -228,12 +228,10 @@ class Agent:
 
 def _check_user(rules: Policy) -> None:
     try:
-        uid = pwd.getpwnam(rules.sentry_user).pw_uid
+        pwd.getpwnam(rules.sentry_user)
     except KeyError as why:
         hint = f"useradd --system {rules.sentry_user}"
         raise PolicyError(f"sentry_user {rules.sentry_user!r}", "no such user", hint) from why
-    if uid == 0:
-        raise PolicyError("sentry_user", "must not be root", "name an unprivileged user")
 
 
 def _check_operators(rules: Policy, ring: openpgp.OperatorRing, places: Places) -> None:

@@ -174,17 +174,11 @@ def rotate_host_key(places: Places, step: str) -> bool:
     return after != pair or leftover
 
 
-def key_warnings(places: Places, policy: Policy) -> list[str]:
-    """Return what is wrong with operators' keys: missing, expired or revoked, or not listed."""
+def operators_keys(places: Places) -> dict[str, str]:
+    """Return the keys of ``operators/`` and what is wrong with each, as ``OperatorRing.states``."""
     with tempfile.TemporaryDirectory(prefix="tariq-") as home:
         ring = openpgp.OperatorRing(Path(home) / "ring", sorted(places.operators.glob("*.asc")))
-        known = ring.states()
-    found = []
-    for name, operator in policy.operators.items():
-        state = known.pop(operator.fingerprint, "missing")
-        if state:
-            found.append(f"operators.{name}: its key is {state}")
-    return found + [f"{places.operators}: key {key} is nobody's in the policy" for key in known]
+        return ring.states()
 
 
 def card(places: Places, policy: Policy, addresses: Sequence[str], groups: Sequence[str]) -> str:

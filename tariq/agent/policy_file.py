@@ -57,6 +57,14 @@ def _interface(value: Any) -> str:  # noqa: ANN401
     return name
 
 
+def _unprivileged(value: Any) -> str:  # noqa: ANN401
+    """Check a user, who may be absent from this machine: the policy may be another's."""
+    name = strict.text(value)
+    if _exists(pwd.getpwnam, name) and pwd.getpwnam(name).pw_uid == 0:
+        raise strict.Wrong("must not be root: name an unprivileged user")
+    return name
+
+
 def _endpoint(value: Any) -> Endpoint:  # noqa: ANN401
     wrong = strict.Wrong("not a place such as 10.0.0.5:22 or '[fd00::5]:22'")
     match = _PLACE.fullmatch(value) if isinstance(value, str) else None
@@ -186,7 +194,7 @@ FIELDS: dict[str, strict.Check] = {
     "serial": strict.whole(1, 1 << 31),
     "host": strict.text,
     "port": strict.whole(1, 65_535),
-    "sentry_user": strict.text,
+    "sentry_user": _unprivileged,
     "window": strict.whole(5, DAY),
     "default_lease": strict.whole(1, DAY),
     "require_source": strict.flag,
@@ -320,11 +328,31 @@ def _repeated_keys(operators: Mapping[str, Any]) -> Iterator[strict.Wrong]:
             yield strict.Wrong(f"{other} has the same key", f"operators.{name}.fingerprint")
 
 
+def absent(path: Path, policy: Policy, keys: Mapping[str, str] | None) -> list[PolicyError]:
+    """Return what this machine lacks for an agent to start with a policy, which is the machine's.
+
+    ``keys``: fingerprints of the operators' keys that are there; None if that isn't known.
+    """
+    places = strict.Places(path)
+    found = []
+    if not _exists(pwd.getpwnam, policy.sentry_user):
+        hint = f"useradd --system {policy.sentry_user}"
+        found.append(PolicyError(places.tell("sentry_user"), _no_user(policy.sentry_user), hint))
+    for name, operator in policy.operators.items():
+        if keys is not None and operator.fingerprint not in keys:
+            reason = f"no key {operator.fingerprint} in operators/ beside the policy"
+            where = places.tell(f"operators.{name}.fingerprint")
+            found.append(PolicyError(where, reason, f"put {name}'s public key there as {name}.asc"))
+    return found
+
+
 # --- what is legal but foolish ------------------------------------------------------------
 
 
 def warnings(policy: Policy, today: dt.date) -> Iterator[str]:
     """Yield what a policy's owner would want to know; the policy is good all the same."""
+    if not _exists(pwd.getpwnam, policy.sentry_user):
+        yield f"sentry_user: {_no_user(policy.sentry_user)}"
     yield from _unreachable_services(policy)
     for network in policy.break_glass:
         if network.prefixlen == 0:
@@ -346,6 +374,15 @@ def warnings(policy: Policy, today: dt.date) -> Iterator[str]:
         yield "window: more than the 600 seconds that pictures count in has no effect"
 
 
+def key_warnings(policy: Policy, keys: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is wrong with operators' keys: expired or revoked, or nobody's."""
+    for name, operator in policy.operators.items():
+        if state := keys.get(operator.fingerprint):
+            yield f"operators.{name}: its key is {state}"
+    listed = {operator.fingerprint for operator in policy.operators.values()}
+    yield from (f"operators/: key {key} is nobody's in the policy" for key in keys.keys() - listed)
+
+
 def _unreachable_services(policy: Policy) -> Iterator[str]:
     given = {service for _, grant in _all_grants(policy) for service in grant.services}
     for name, service in policy.services.items():
@@ -359,7 +396,7 @@ def _foolish_task(name: str, task: Task, policy: Policy) -> Iterator[str]:
     if given.isdisjoint({name, ALL}):
         yield "no operator may run it"
     if not _exists(pwd.getpwnam, task.user):
-        yield f"no user {task.user!r} on this machine"
+        yield _no_user(task.user)
     if task.group is not None and not _exists(grp.getgrnam, task.group):
         yield f"no group {task.group!r} on this machine"
     for param, kind in task.params.items():
@@ -385,6 +422,10 @@ def _foolish_path(path: Path, what: str) -> Iterator[str]:
             yield f"{what} {each} can be written by others than its owner"
         elif what == "program" and found.st_uid not in (0, os.geteuid()):
             yield f"{what} {each} belongs to a user that isn't root"
+
+
+def _no_user(name: str) -> str:
+    return f"no user {name!r} on this machine"
 
 
 def _exists(look_up: Callable[[str], object], name: str) -> bool:

@@ -140,22 +140,37 @@ def _rotate(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    """Tell every mistake, or that there is none and what is foolish."""
+    """Tell every mistake, or that there is none and what is foolish.
+
+    The host's own policy is good only if its agent could start with it; another may be a draft,
+    whose users and keys come later. Keys are root's alone to read.
+    """
     places = _places(args)
     path = args.file or places.policy
     rules, mistakes = policy_file.check(path)
+    keys = None
+    if rules is not None and _same(path, places.policy):
+        if os.geteuid() == 0:
+            identity.knock_keys(places)
+            keys = identity.operators_keys(places)
+        mistakes = policy_file.absent(path, rules, keys)
     for mistake in mistakes:
         print(f"tariq: {mistake}", file=sys.stderr)
-    if rules is None:
+    if rules is None or mistakes:
         return PolicyError.status
     print(f"{path}: good: {policy_file.describe(rules)}")
     warnings = list(policy_file.warnings(rules, dt.datetime.now(rules.timezone).date()))
-    if args.file is None and os.geteuid() == 0:  # what only root may read belongs to it
-        identity.knock_keys(places)
-        warnings += identity.key_warnings(places, rules)
+    warnings += policy_file.key_warnings(rules, keys or {})
     for warning in warnings:
         print(f"{path}: warning: {warning}")
     return 0
+
+
+def _same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
 
 
 def _explain(args: argparse.Namespace) -> int:
@@ -167,6 +182,9 @@ def _explain(args: argparse.Namespace) -> int:
     kind = "tasks" if args.action == "run" else "services"
     if args.what not in (rules.tasks if kind == "tasks" else rules.services):
         raise UsageError(args.what, f"not among the {kind} of this policy", f"see its {kind}")
+    if args.action == "close":
+        print("yes: an operator may always close for its own address")
+        return 0
     now = dt.datetime.now(rules.timezone)
     try:
         when = schedule.moment(clauses["at"], rules.timezone, now) if "at" in clauses else now

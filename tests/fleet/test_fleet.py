@@ -219,8 +219,11 @@ def test_a_task_has_a_unit_of_its_own_outlives_the_agent_and_is_not_confined(fle
     policy["operators"]["demo"]["tasks"] = ["slow"]
     pid = fleet.on("web2", "systemctl", "show", "-P", "MainPID", "tariq-agent").stdout
     try:
-        put_policy(fleet, "web2", yaml.safe_dump({**policy, "port": 0}))
-        assert fleet.on("web2", "systemctl", "reload", "tariq-agent", check=False).returncode != 0
+        keyless = {"nobody": {"fingerprint": "0" * 40, "services": ["ssh"]}}
+        for bad in ({"port": 0}, {"operators": policy["operators"] | keyless}):
+            put_policy(fleet, "web2", yaml.safe_dump({**policy, **bad}))
+            reloaded = fleet.on("web2", "systemctl", "reload", "tariq-agent", check=False)
+            assert reloaded.returncode != 0, bad
         assert fleet.outcomes("status", "web2")["web2"]["ok"]
         put_policy(fleet, "web2", yaml.safe_dump(policy))
         fleet.on("web2", "systemctl", "reload", "tariq-agent")

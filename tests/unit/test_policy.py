@@ -1,6 +1,8 @@
 """What a policy decides, and how it tells of mistakes and foolishness."""
 
+import base64
 import datetime as dt
+import os
 import re
 import subprocess
 import sys
@@ -8,17 +10,19 @@ import zoneinfo
 
 import pytest
 
-from tariq.agent import identity, policy_file, schedule
+from tariq.agent import policy_file, schedule
 from tariq.errors import PolicyError
 from tariq.strict import Wrong
 
 KEY = "0123456789ABCDEF0123456789ABCDEF0123456{}"
+KNOCK_KEY = base64.b64encode(bytes(32)).decode()
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 TEXT = """\
 version: 1
 serial: 3
 host: web1
 port: 62201
+sentry_user: nobody
 timezone: Europe/Berlin
 services:
   ssh: {protocol: tcp, port: 22}
@@ -152,6 +156,7 @@ def test_a_single_error_tells_of_the_first_and_counts_the_others(path):
         (("port: 62201", "port: 62201\ninterfaces: [eth0, a-name-too-long0]"), "network interface"),
         (("port: 62201", "port: 62201\ninterfaces: []"), "not a list of at least 1"),
         (("Europe/Berlin", "../../etc/passwd"), "not a time zone"),
+        (("sentry_user: nobody", "sentry_user: root"), "must not be root"),
         (
             (
                 "  ssh: {protocol: tcp, port: 22}",
@@ -214,6 +219,15 @@ def test_explain_says_yes_or_no_and_why(path):
         assert "Traceback" not in told.stderr
 
 
+def test_explain_says_that_whoever_is_an_operator_may_close(path):
+    """The warden asks no grant for it, only for an address: their own."""
+    for who, what, when in (("dave", "web", "sat 03:00"), ("carol", "ssh", "2031-01-01 03:00")):
+        told = tariq("explain", who, "close", what, "from", OUTSIDE, "at", when, "--file", path)
+        assert told.returncode == 0, told.stderr
+        assert told.stdout == "yes: an operator may always close for its own address\n"
+    assert tariq("explain", "dave", "close", "sh", "--file", path).returncode == 2
+
+
 def test_check_tells_every_mistake_on_a_line_of_its_own(path):
     path.write_text(TEXT.replace("serial: 3", "serial: 0").replace("port: 62201", "port: 0"))
     told = tariq("check", path)
@@ -252,8 +266,15 @@ def test_what_is_no_span(bad):
         schedule.span(bad)
 
 
-def test_keys_that_are_missing_expired_or_nobody_s_are_warned_of(tmp_path, path):
-    """Real keys: one that expired long ago, one that is in no policy, three that aren't there."""
+@pytest.fixture
+def as_root():
+    if os.geteuid() != 0:
+        pytest.skip("needs root (make test asks for it)")
+
+
+@pytest.fixture
+def etc(tmp_path, path):
+    """A host's directory: alice's key expired long ago, eve's is nobody's, others aren't there."""
     home = tmp_path / "g"
     home.mkdir(mode=0o700)
     gpg = ["gpg", "--homedir", home, "--batch", "--quiet", "--passphrase", ""]
@@ -280,10 +301,54 @@ def test_keys_that_are_missing_expired_or_nobody_s_are_warned_of(tmp_path, path)
     finally:
         subprocess.run(["gpgconf", "--homedir", home, "--kill", "all"], check=False)
     path.write_text(TEXT.replace(KEY[:-2] + "1", made["alice"]))
-    found = identity.key_warnings(identity.Places(etc=tmp_path), policy_file.load(path))
-    assert "operators.alice: its key is expired" in found
-    assert "operators.bob: its key is missing" in found
-    assert any(f"key {made['eve']} is nobody's" in each for each in found)
+    (tmp_path / "knock.key").write_text(KNOCK_KEY)
+    return tmp_path, made
+
+
+def only(operator, path):
+    """Leave out of the policy who isn't that operator."""
+    kept, _, rest = path.read_text().partition("operators:\n")
+    path.write_text(kept + "operators:\n" + re.search(rf"  {operator}: .*\n", rest)[0])
+
+
+def test_keys_that_are_expired_or_nobody_s_are_warned_of(etc, path, as_root):
+    """Real keys, and the policy of the host itself."""
+    only("alice", path)
+    told = tariq("check", "--etc", etc[0])
+    assert told.returncode == 0, told.stderr
+    assert "warning: operators.alice: its key is expired" in told.stdout
+    assert f"key {etc[1]['eve']} is nobody's" in told.stdout
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_check_refuses_a_host_s_policy_that_names_a_key_that_is_not_there(
+    etc, path, named, as_root
+):
+    """The agent doesn't start with it, so what systemd asks before a start must not say good."""
+    told = tariq("check", *([path] if named else []), "--etc", etc[0])
+    assert told.returncode == 9
+    assert "good" not in told.stdout
+    assert len(told.stderr.splitlines()) == 3
+    [bob] = [
+        each for each in told.stderr.splitlines() if "operators.bob.fingerprint: no key" in each
+    ]
+    line, column = map(int, re.search(r"line (\d+), column (\d+)", bob).groups())
+    assert path.read_text().splitlines()[line - 1][column - 1 :].startswith("fingerprint: ")
+    elsewhere = path.with_name("draft.yml")
+    elsewhere.write_text(path.read_text())
+    told = tariq("check", elsewhere, "--etc", etc[0])
+    assert (told.returncode, told.stderr) == (0, ""), "a draft's keys may come after it"
+
+
+def test_check_refuses_a_host_s_policy_whose_sentry_has_no_user(path):
+    path.write_text(TEXT.replace("sentry_user: nobody", "sentry_user: not-here"))
+    told = tariq("check", path)
+    assert told.returncode == 0
+    assert "warning: sentry_user: no user 'not-here' on this machine" in told.stdout
+    (path.parent / "knock.key").write_text(KNOCK_KEY)
+    told = tariq("check", "--etc", path.parent)
+    assert told.returncode == 9
+    assert "sentry_user: no user 'not-here' on this machine; useradd --system" in told.stderr
 
 
 FIREWALL = TEXT.replace(

@@ -108,3 +108,13 @@ def test_days_and_hours_are_those_of_the_policy_s_time_zone(world, under):
     under(grant, timezone=EAST)
     assert ask(world)["code"] == "opened"
     assert world.reachable()
+
+
+def test_an_operator_may_close_for_its_own_address_whatever_it_may_open(world, under):
+    under(ALWAYS)
+    assert ask(world, "--for", "60s")["code"] == "opened"
+    under({"services": ["web"], "hours": around(6)})
+    assert ask(world)["code"] == "denied"
+    assert world.reachable(), "the lease of before lives on"
+    world.knock("-4", "--service", "ssh", verb="close")
+    assert not world.reachable()
