@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,18 +34,22 @@ _CAUSES = (
 
 
 class Wrong(Exception):
-    """Values that can't be used: ``where`` in the file and why; ``all`` has every one."""
+    """Values that can't be used: ``where`` in the file and why; ``all`` has every one.
+
+    ``rest`` is what was good beside them, with None for what wasn't, so that it can be looked at.
+    """
 
     def __init__(self, reason: str, where: str = "") -> None:
         self.reason, self.where = reason, where
         self.all: list[Wrong] = [self]
+        self.rest: Any = None
         super().__init__(reason)
 
     @classmethod
-    def of(cls, several: list[Wrong]) -> Wrong:
+    def of(cls, several: list[Wrong], rest: Any = None) -> Wrong:  # noqa: ANN401
         """Return one that stands for several; it tells of the first."""
         first = cls(several[0].reason, several[0].where)
-        first.all = several
+        first.all, first.rest = several, rest
         return first
 
     def inside(self, field: str) -> list[Wrong]:
@@ -55,13 +60,42 @@ class Wrong(Exception):
         ]
 
 
+_TAG = "tag:yaml.org,2002:"
+_WHOLE = re.compile(r"^-?(?:0|[1-9][0-9]{0,17}|0x[0-9A-Fa-f]{1,16})$")
+"""Of YAML 1.1's whole numbers those that nobody misreads: there, 022 is 18 and 7:23 is 443."""
+
+
 class Loader(yaml.SafeLoader):
-    """YAML without repeated keys: the second would silently win."""
+    """YAML without repeated keys, of which the second would silently win.
+
+    What only YAML 1.1 takes for a whole number is text, as it stands.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: ANN401
+        """Say where it is that a value doesn't fit its tag."""
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except _CAUSES as why:
+            reason = f"not a value of {node.tag.replace(_TAG, '!!')}"
+            raise yaml.MarkedYAMLError(None, None, reason, node.start_mark) from why
+
+
+def _day(loader: Loader, node: yaml.ScalarNode) -> Any:  # noqa: ANN401
+    """Leave a day that no calendar has to the check, which says what it wants."""
+    try:
+        return loader.construct_yaml_timestamp(node)
+    except ValueError:
+        return node.value
 
 
 def _mapping_once(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            reason = "a name that isn't text; what begins with '{' or '[' needs quotes"
+            raise yaml.MarkedYAMLError(None, None, reason, key_node.start_mark)
         key = loader.construct_object(key_node)
         if key in seen:
             raise yaml.MarkedYAMLError(None, None, f"{key!r} twice", key_node.start_mark)
@@ -70,6 +104,12 @@ def _mapping_once(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return dict(loader.construct_mapping(node, deep=True))
 
 
+Loader.yaml_implicit_resolvers = {
+    first: [each for each in resolvers if each[0] != f"{_TAG}int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(f"{_TAG}int", _WHOLE, list("-0123456789"))
+Loader.add_constructor(f"{_TAG}timestamp", _day)
 Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_once)
 
 
@@ -85,7 +125,8 @@ def contents(path: Path, error: type[TariqError], hint: str) -> str:
     except OSError as why:
         raise error(str(path), (why.strerror or str(why)).lower(), hint) from why
     except UnicodeDecodeError as why:
-        raise error(str(path), "not utf-8 text", hint) from why
+        line = why.object.count(b"\n", 0, why.start) + 1
+        raise error(f"{path}, line {line}", "not utf-8 text", "save it as utf-8") from why
 
 
 def parse(text: str, name: str, error: type[TariqError], loader: type[Loader] = Loader) -> Any:  # noqa: ANN401
@@ -96,6 +137,13 @@ def parse(text: str, name: str, error: type[TariqError], loader: type[Loader] = 
         mark = why.problem_mark
         where = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
         raise error(where, why.problem or "not yaml", "mend the line") from why
+    except yaml.reader.ReaderError as why:
+        line, column = (
+            text.count("\n", 0, why.position),
+            why.position - text.rfind("\n", 0, why.position),
+        )
+        where = f"{name}, line {line + 1}, column {column}"
+        raise error(where, f"the character {why.character:#04x}", "take it out") from why
     except _CAUSES as why:
         raise error(name, "not yaml", "mend the file") from why
 
@@ -140,7 +188,11 @@ def listing(item: Check, least: int = 0) -> Check:
     def check(value: Any) -> tuple[Any, ...]:  # noqa: ANN401
         if not isinstance(value, list) or len(value) < least:
             raise Wrong("not a list" + (f" of at least {least}" if least else ""))
-        return tuple(_each(((at, item, each) for at, each in enumerate(value)), []).values())
+        try:
+            return tuple(_each(((at, item, each) for at, each in enumerate(value)), []).values())
+        except Wrong as why:
+            why.rest = tuple(why.rest.values())
+            raise
 
     return check
 
@@ -153,8 +205,9 @@ def _each(items: Iterable[tuple[Any, Check, Any]], wrong: list[Wrong]) -> dict[A
             checked[name] = check(value)
         except Wrong as why:
             wrong += why.inside(str(name))
+            checked[name] = why.rest
     if wrong:
-        raise Wrong.of(wrong)
+        raise Wrong.of(wrong, checked)
     return checked
 
 
@@ -198,13 +251,16 @@ def _child(node: yaml.Node, path: str) -> tuple[yaml.Mark, yaml.Node, str] | Non
     return None
 
 
-def whole(low: int, high: int) -> Check:
+def whole(low: int, high: int, unit: str = "") -> Check:
     """Return a check of a whole number."""
+    wanted = f"a whole number{unit and f' of {unit}'} from {low} to {high}"
+    wanted = wanted if low < high else str(low)
 
     def check(value: Any) -> int:  # noqa: ANN401
-        if type(value) is not int or not low <= value <= high:
-            raise Wrong(f"not a whole number from {low} to {high}")
-        return value
+        if type(value) is int and low <= value <= high:
+            return value
+        digits = isinstance(value, str) and value[:1].isdigit()
+        raise Wrong(f"not {wanted}" + (", digits only and no quotes" if digits else ""))
 
     return check
 

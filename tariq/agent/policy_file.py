@@ -9,7 +9,7 @@ import os
 import pwd
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ _TASK = strict.fields(
         "user": strict.text,
         "group": strict.text,
         "cwd": _absolute,
-        "seconds": strict.whole(1, DAY),
+        "seconds": strict.whole(1, DAY, "seconds"),
         "output": strict.whole(0, 16 << 20),
         "concurrent": strict.flag,
     },
@@ -178,7 +178,7 @@ _GRANT: dict[str, strict.Check] = {
     "from": _several(_network),
     "hours": _several(schedule.span),
     "until": schedule.last_day,
-    "longest": strict.whole(1, LONGEST_LEASE),
+    "longest": strict.whole(1, LONGEST_LEASE, "seconds"),
 }
 _GROUP = strict.fields(_GRANT, required=set())
 _OPERATOR = strict.fields(
@@ -195,8 +195,8 @@ FIELDS: dict[str, strict.Check] = {
     "host": strict.text,
     "port": strict.whole(1, 65_535),
     "sentry_user": _unprivileged,
-    "window": strict.whole(5, DAY),
-    "default_lease": strict.whole(1, DAY),
+    "window": strict.whole(5, DAY, "seconds"),
+    "default_lease": strict.whole(1, DAY, "seconds"),
     "require_source": strict.flag,
     "audit_days": strict.whole(1, 36_500),
     "firewall": strict.one_of(*FIREWALLS),
@@ -233,15 +233,17 @@ def check(path: Path) -> tuple[Policy | None, list[PolicyError]]:
     """Read a policy; return it, or every mistake. Raises PolicyError if it isn't YAML."""
     raw = strict.read(path, PolicyError, "name a policy that you may read")
     try:
-        return _build(_POLICY(raw)), []
+        good, wrong = _POLICY(raw), []
     except strict.Wrong as why:
-        places = strict.Places(path)
-        return None, [PolicyError(places.tell(each.where), each.reason, _HINT) for each in why.all]
+        good, wrong = why.rest, why.all
+    wrong += _wrong_references(good or {})
+    if not wrong:
+        return _build(good), []
+    places = strict.Places(path)
+    return None, [PolicyError(places.tell(each.where), each.reason, _HINT) for each in wrong]
 
 
 def _build(raw: dict[str, Any]) -> Policy:
-    if mistakes := list(_wrong_references(raw)):
-        raise strict.Wrong.of(mistakes)
     fields = {name: value for name, value in raw.items() if name not in _ELSEWHERE}
     fields["services"] = {name: Service(**each) for name, each in raw["services"].items()}
     fields["tasks"] = {name: Task(**each) for name, each in raw.get("tasks", {}).items()}
@@ -259,23 +261,29 @@ def _grant(raw: Mapping[str, Any]) -> Grant:
 
 
 def _wrong_references(raw: Mapping[str, Any]) -> Iterator[strict.Wrong]:
-    """Yield what names something that isn't there, or something twice."""
-    known = {"services": raw["services"], "tasks": raw.get("tasks", {})}
-    groups = raw.get("groups", {})
+    """Yield what names something that isn't there, or something twice.
+
+    A field that is wrong in itself is None here, or not there: nothing more is said of it.
+    """
     default = raw.get("default_service")
-    if default is not None and default not in known["services"]:
-        yield strict.Wrong(f"no service {default!r} is defined", "default_service")
-    yield from _wrong_services(raw)
-    yield from _wrong_placeholders(known["tasks"])
-    for kind, holders in (("operators", raw["operators"]), ("groups", groups)):
-        for name, holder in holders.items():
-            yield from _unknown_names(f"{kind}.{name}", holder, known)
-    for name, operator in raw["operators"].items():
-        for at, group in enumerate(operator.get("groups", ())):
-            if group not in groups:
-                where = f"operators.{name}.groups.{at}"
-                yield strict.Wrong(f"no group {group!r} is defined", where)
-    yield from _repeated_keys(raw["operators"])
+    if default is not None:
+        yield from _unknown_names(raw, "services", [("default_service", default)])
+    yield from _wrong_services(_named(raw, "services"), raw.get("port"))
+    yield from _wrong_placeholders(_named(raw, "tasks"))
+    for holders in ("operators", "groups"):
+        for name, holder in _named(raw, holders).items():
+            for kind in ("services", "tasks", "groups"):
+                named = enumerate(holder.get(kind) or ())
+                where = f"{holders}.{name}.{kind}"
+                yield from _unknown_names(
+                    raw, kind, [(f"{where}.{at}", each) for at, each in named]
+                )
+    yield from _repeated_keys(_named(raw, "operators"))
+
+
+def _named(raw: Mapping[str, Any], kind: str) -> dict[str, Mapping[str, Any]]:
+    """Return the services, tasks, groups or operators, with what of each is good."""
+    return {name: each or {} for name, each in (raw.get(kind) or {}).items()}
 
 
 def _wrong_placeholders(known: Mapping[str, Any]) -> Iterator[strict.Wrong]:
@@ -283,8 +291,10 @@ def _wrong_placeholders(known: Mapping[str, Any]) -> Iterator[strict.Wrong]:
     for name, task in known.items():
         if name == ALL:
             yield strict.Wrong("that word stands for every task", f"tasks.{name}")
-        params, used = task.get("params", {}), set()
-        for at, item in enumerate(task["argv"]):
+        params, argv, used = task.get("params", {}), task.get("argv"), set()
+        if params is None or argv is None:
+            continue
+        for at, item in enumerate(argv):
             named = {param for _, param in tasks.template(item) if param}
             used |= named
             for param in sorted(named - params.keys()):
@@ -293,38 +303,38 @@ def _wrong_placeholders(known: Mapping[str, Any]) -> Iterator[strict.Wrong]:
             yield strict.Wrong("no argument uses it", f"tasks.{name}.params.{param}")
 
 
-def _wrong_services(raw: Mapping[str, Any]) -> Iterator[strict.Wrong]:
+def _wrong_services(known: Mapping[str, Any], knock_port: int | None) -> Iterator[strict.Wrong]:
     seen: dict[tuple[str, int], str] = {}
-    for name, service in raw["services"].items():
-        where, target = f"services.{name}", service.get("forward", ())
+    for name, service in known.items():
+        where, protocol, port = f"services.{name}", service.get("protocol"), service.get("port")
+        target = service.get("forward", ())
         if name == ALL:
             yield strict.Wrong("that word stands for every service", where)
-        if service["protocol"] == "tcp" and service["port"] == raw["port"]:
+        if protocol == "tcp" and port is not None and port == knock_port:
             yield strict.Wrong("the knock port itself can't be a service", f"{where}.port")
-        other = seen.setdefault((service["protocol"], service["port"]), name)
-        if other != name:
+        if protocol and port and (other := seen.setdefault((protocol, port), name)) != name:
             yield strict.Wrong(f"{other} has the same protocol and port", f"{where}.port")
-        if len({each.version for each in target}) < len(target):
+        if target and None not in target and len({each.version for each in target}) < len(target):
             yield strict.Wrong("two places of the same ip version", f"{where}.forward")
-        if service.get("masquerade") and not target:
+        if service.get("masquerade") and target == ():
             yield strict.Wrong("only for a service with 'forward'", f"{where}.masquerade")
 
 
 def _unknown_names(
-    where: str, holder: Mapping[str, Any], known: Mapping[str, Any]
+    raw: Mapping[str, Any], kind: str, named: Iterable[tuple[str, str | None]]
 ) -> Iterator[strict.Wrong]:
-    for kind in ("services", "tasks"):
-        for at, name in enumerate(holder.get(kind, ())):
-            if name != ALL and name not in known[kind]:
-                reason = f"no {kind[:-1]} {name!r} is defined"
-                yield strict.Wrong(reason, f"{where}.{kind}.{at}")
+    known = raw.get(kind, {})
+    for where, name in named:
+        every = name == ALL and kind != "groups" and where != "default_service"
+        if known is not None and name is not None and name not in known and not every:
+            yield strict.Wrong(f"no {kind[:-1]} {name!r} is defined", where)
 
 
 def _repeated_keys(operators: Mapping[str, Any]) -> Iterator[strict.Wrong]:
     seen: dict[str, str] = {}
     for name, operator in operators.items():
-        other = seen.setdefault(operator["fingerprint"], name)
-        if other != name:
+        key = operator.get("fingerprint")
+        if key and (other := seen.setdefault(key, name)) != name:
             yield strict.Wrong(f"{other} has the same key", f"operators.{name}.fingerprint")
 
 

@@ -19,6 +19,7 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _SPAN = re.compile(
     r"(?P<days>[a-z,-]+) (?P<h1>\d\d):(?P<m1>[0-5]\d)-(?P<h2>\d\d):(?P<m2>[0-5]\d)", re.ASCII
 )
+_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _MIDNIGHT = 24 * 60
 
 
@@ -71,9 +72,11 @@ def last_day(value: Any) -> dt.date:  # noqa: ANN401
     if type(value) is dt.date:
         return value
     try:
-        return dt.date.fromisoformat(value)
+        if _DAY.fullmatch(value):
+            return dt.date.fromisoformat(value)
     except (TypeError, ValueError):
-        raise strict.Wrong("not a day such as 2027-03-31") from None
+        pass
+    raise strict.Wrong("not a day such as 2027-03-31")
 
 
 def timezone(value: Any) -> zoneinfo.ZoneInfo:  # noqa: ANN401

@@ -145,6 +145,14 @@ def test_a_card_that_is_not_a_card(place, text):
     tariq(place, "knock", "web1", "--cards", "cards", status=5, says=r"web1\.yml")
 
 
+@pytest.mark.parametrize("port", ["022", "7:23", "6_2201"])
+def test_a_card_s_number_is_never_read_as_another(place, port):
+    text = yaml.safe_dump(CARD).replace("port: 62201", f"port: {port}")
+    (place / "cards" / "web1.yml").write_text(text)
+    says = "port: not a whole number from 1 to 65535, digits only"
+    tariq(place, "knock", "web1", "--cards", "cards", status=5, says=says)
+
+
 @pytest.mark.parametrize("name", ["../web1", ".web1", "a/b", ""])
 def test_a_host_name_can_not_leave_the_directory_of_cards(place, name):
     tariq(place, "knock", name, "--cards", "cards", status=5, says="not a name")
@@ -224,7 +232,10 @@ def _nobody_can_run() -> bool:
         ),
         ({"services": {"ssh": {"protocol": "icmp", "port": 22}}}, r"services\.ssh\.protocol"),
         ({"services": {"ssh": {"protocol": "tcp", "port": 62201}}}, "knock port"),
-        ({"services": {"SSH": {"protocol": "tcp", "port": 22}}}, r"services\.SSH: not a name"),
+        (
+            {"services": POLICY["services"] | {"SSH": {"protocol": "tcp", "port": 23}}},
+            r"services\.SSH: not a name",
+        ),
         ({"default_service": "web"}, "default_service: no service 'web'"),
         ({"serial": True}, "serial: not a whole number"),
         ({"window": 0}, "window: not"),

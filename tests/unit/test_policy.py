@@ -138,6 +138,87 @@ def test_every_mistake_is_told_with_line_and_column(path):
     assert all("line" in each for each in told)
 
 
+def test_mistakes_of_fields_hide_no_mistakes_of_names(path):
+    path.write_text(
+        TEXT.replace("serial: 3", "serial: three")
+        .replace("{protocol: tcp, port: 443}", "{protocol: tcpp, port: 443}")
+        .replace("port: 5432}", "port: 62201}")
+        .replace("services: [ssh, web]", "services: [SSH, wep]")
+        .replace("groups: [admins, oncall]", "groups: [admins, oncal]")
+    )
+    _, mistakes = policy_file.check(path)
+    told = [str(each).partition(": ")[2] for each in mistakes]
+    assert [each.partition(": ")[0] for each in told] == [
+        "serial",
+        "services.web.protocol",
+        "groups.oncall.services.0",
+        "services.db.port",
+        "operators.carol.groups.1",
+        "groups.oncall.services.1",
+    ], told
+
+
+@pytest.mark.parametrize("at", range(len(TEXT.splitlines())))
+@pytest.mark.parametrize("wreck", ["", "  x: 1", "  services: {web: 5, ssh: }", "tasks: {t: 1}"])
+def test_a_wrecked_line_is_a_mistake_with_a_place_or_none(path, at, wreck):
+    """Whatever is missing or of another kind, what is looked up in it afterwards doesn't fail."""
+    lines = TEXT.splitlines()
+    lines[at] = wreck
+    path.write_text("\n".join(lines))
+    try:
+        _, mistakes = policy_file.check(path)
+    except PolicyError as why:
+        mistakes = [why]
+    assert all(re.search(r"line \d+, column \d+", str(each)) for each in mistakes)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "says"),
+    [
+        ("until: 2026-12-31", "until: 2027-02-30", "until:", "not a day such as"),
+        ("until: 2026-12-31", "until: 2027-W05", "until:", "not a day such as"),
+        ("port: 443", "port: {{ knock_port }}", "{ knock", "needs quotes"),
+        ("port: 443", f"port: {'9' * 6000}", "port: 9", "whole number from 1 to 65535"),
+        ("host: web1", "host: we\0b1", "\0b1", "character"),
+        ("host: web1", "host: !!bool maybe", "!!bool", "not a value of !!bool"),
+        ("port: 443", "port: 0443", "port: 0443", "digits only"),
+        ("port: 443", "port: 7:23", "port: 7:23", "digits only"),
+        ("port: 443", 'port: "443"', "port: ", "digits only"),
+        ("port: 443", "port: 4_43", "port: 4_43", "digits only"),
+        ("longest: 600", "longest: 1:30:00", "longest: 1", "a whole number of seconds"),
+        ("longest: 600", "longest: 10m", "longest: 10m", "a whole number of seconds"),
+    ],
+)
+def test_what_yaml_would_read_as_something_else_is_a_mistake_at_its_place(
+    path, old, new, place, says
+):
+    path.write_text(TEXT.replace(old, new))
+    try:
+        policy, mistakes = policy_file.check(path)
+        assert policy is None
+    except PolicyError as why:
+        mistakes = [why]
+    [told] = map(str, mistakes)
+    assert says in told
+    line, column = map(int, re.search(r"line (\d+), column (\d+)", told).groups())
+    assert path.read_text().splitlines()[line - 1][column - 1 :].startswith(place), told
+
+
+def test_numbers_may_be_hexadecimal_and_what_is_no_number_is_text(path):
+    """As it stands there, that is: neither 18 nor 5400."""
+    task = "tasks: {t: {argv: [/bin/true, 022, 1:30:00], user: nobody}}"
+    path.write_text(TEXT.replace("port: 62201", f"port: 62201\nmark: 0x10\n{task}"))
+    policy = policy_file.load(path)
+    assert policy.mark == 16
+    assert policy.tasks["t"].argv == ("/bin/true", "022", "1:30:00")
+
+
+def test_a_file_that_is_not_utf_8_is_told_where(path):
+    path.write_bytes(TEXT.replace("host: web1", "host: w\xe4b").encode("latin-1"))
+    with pytest.raises(PolicyError, match=r"line 3: not utf-8 text; save it as utf-8"):
+        policy_file.check(path)
+
+
 def test_a_single_error_tells_of_the_first_and_counts_the_others(path):
     path.write_text(TEXT.replace("serial: 3", "serial: 0").replace("port: 62201", "port: 0"))
     with pytest.raises(PolicyError, match=r"line 2, column 1: serial: .*tells of 1 more"):
@@ -385,7 +466,7 @@ def test_fields_of_the_firewall(path):
         ("'[fd00::5]:23'", "10.0.0.6:22", "two places of the same ip version"),
         ("forward: [10.0.0.5:22, '[fd00::5]:23'], ", "", "only for a service with 'forward'"),
         ("port: 443", "port: 22", "ssh has the same protocol and port"),
-        ("longest: 600", "longest: 2073601", "whole number from 1 to 2073600"),
+        ("longest: 600", "longest: 2073601", "a whole number of seconds from 1 to 2073600"),
     ],
 )
 def test_mistakes_about_the_firewall(path, old, new, says):
