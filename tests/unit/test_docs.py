@@ -3,12 +3,18 @@
 import ast
 import functools
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from test_merge import PUBLIC, play
+
+from tariq import strict
+from tariq.agent import policy_file
+from tariq.errors import PolicyError
 
 REPO = Path(__file__).parents[2]
 PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").glob("*.md")])
@@ -114,13 +120,65 @@ def test_playbooks_and_plugins_on_a_page_exist(page):
         assert any((REPO / place.format(name)).exists() for place in places), name
 
 
-def test_the_policy_page_shows_a_policy_that_is_good(tmp_path):
+def shown(page):
+    """Return the blocks of YAML on a page."""
+    return re.findall(r"```yaml\n(.*?)```", (REPO / "docs" / page).read_text(), re.DOTALL)
+
+
+PLAIN, GRANTS, *MIXED = shown("policy.md")
+MIXED = {text.partition("\n")[0].removeprefix("# "): text for text in MIXED}
+
+
+def completed(folder, text):
+    """Return a policy out of the page's first and what a block shows of another."""
+    whole, part = (strict.parse(each, "a block", PolicyError) for each in (PLAIN, text))
+    for name, value in part.items():
+        whole[name] = whole[name] | value if name in ("services", "operators") else value
+    path = folder / "agent.yml"
+    path.write_text(yaml.safe_dump(whole))
+    return path
+
+
+def agent(*words):
+    command = [sys.executable, "-m", "tariq", "agent", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("text", [PLAIN, GRANTS, *shown("firewall.md"), *shown("tasks.md")])
+def test_a_policy_that_a_page_shows_is_good(tmp_path, text):
+    told = agent("check", completed(tmp_path, text))
+    assert told.returncode == 0, told.stderr
+    fields = re.findall(r"`((?:mark|break_glass): .*?)`", (REPO / "docs/firewall.md").read_text())
+    assert len(fields) >= 2
+    for field in fields:
+        told = agent("check", completed(tmp_path, field))
+        assert told.returncode == 0, told.stderr
+
+
+def test_what_the_policy_page_asks_to_be_explained_is_as_it_says(tmp_path):
     page = (REPO / "docs" / "policy.md").read_text()
-    path = tmp_path / "agent.yml"
-    path.write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
-    subprocess.run(
-        [sys.executable, "-m", "tariq", "agent", "check", path], check=True, capture_output=True
-    )
+    [words] = re.findall(r"`tariq agent explain (bob [^`]+)`", page)
+    told = agent("explain", *shlex.split(words), "--file", completed(tmp_path, GRANTS))
+    assert told.stdout.startswith("yes: by group oncall, for 3600 s at most (Sat ")
+
+
+def test_the_mixed_fleet_s_variables_make_the_policies_beside_them(tmp_path):
+    variables = {name: yaml.safe_load(text) for name, text in MIXED.items() if name[-4:] == ".yml"}
+    variables["hosts.yml"]["all"]["vars"] = {"ansible_connection": "local"}
+    for holder in variables["group_vars/all.yml"]["tariq_operators"].values():
+        path = tmp_path / holder["key_file"]
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(PUBLIC)
+    done = play(tmp_path, variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    common = MIXED["agent.yml of every host"]
+    hosts = [name.split()[-1] for name in MIXED if name.startswith("agent.yml of ")][1:]
+    assert len(hosts) == 4
+    for host in hosts:
+        by_hand = tmp_path / f"{host}.by-hand"
+        by_hand.write_text(common + MIXED[f"agent.yml of {host}"])
+        by_role = policy_file.load(tmp_path / f"{host}.agent")
+        assert repr(policy_file.load(by_hand)) == repr(by_role)
 
 
 def test_make_targets_in_the_documents_exist():
