@@ -217,7 +217,7 @@ class Places:
     def __init__(self, path: Path) -> None:
         self._name = str(path)
         try:
-            self._root = yaml.compose(path.read_text("utf-8"), yaml.SafeLoader)
+            self._root = yaml.compose(path.read_text("utf-8"), Loader)
         except (OSError, yaml.YAMLError):
             self._root = None
 
@@ -242,13 +242,21 @@ def _child(node: yaml.Node, path: str) -> tuple[yaml.Mark, yaml.Node, str] | Non
     """Return mark, node and the rest of the path; names themselves may have full stops."""
     pairs: Iterable[tuple[str, yaml.Mark, yaml.Node]] = ()
     if isinstance(node, yaml.MappingNode):
-        pairs = ((str(key.value), key.start_mark, value) for key, value in node.value)
+        pairs = ((_spelt(key), key.start_mark, value) for key, value in node.value)
     elif isinstance(node, yaml.SequenceNode):
         pairs = ((str(at), item.start_mark, item) for at, item in enumerate(node.value))
     for name, mark, child in pairs:
         if path == name or path.startswith(f"{name}."):
             return mark, child, path[len(name) + 1 :]
     return None
+
+
+def _spelt(key: yaml.Node) -> str:
+    """Return a name as it is in a path: ``no`` is ``False`` there, as it was read."""
+    try:
+        return str(Loader("").construct_object(key))
+    except yaml.YAMLError:
+        return str(key.value)
 
 
 def whole(low: int, high: int, unit: str = "") -> Check:
@@ -293,7 +301,9 @@ def text(value: Any) -> str:  # noqa: ANN401
 def name(value: Any) -> str:  # noqa: ANN401
     """Check a name of a service, a task, an operator or a host's default."""
     if not isinstance(value, str) or not NAME.fullmatch(value):
-        raise Wrong("not a name (a-z, 0-9, '_', '.', '-'; up to 32)")
+        odd = "" if isinstance(value, str | list | dict) else f"; yaml reads it as {value}"
+        odd = odd and f"{odd}; put it in quotes"
+        raise Wrong(f"not a name (a-z, 0-9, '_', '.', '-'; up to 32){odd}")
     return value
 
 

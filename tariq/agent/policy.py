@@ -61,6 +61,14 @@ class Service:
         return next((each for each in self.forward if each.version == version), None)
 
 
+def wrong_family(name: str, service: Service, source: str) -> str | None:
+    """Return why an address can't reach a service that is passed on to another host."""
+    version = ipaddress.ip_address(source).version
+    if not service.forward or service.forward_of(version):
+        return None
+    return f"{name} is at {service.forward[0]}, without IPv{version}: knock with -{10 - version}"
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """From where, when, until which day (inclusive), and for how many seconds at most."""
@@ -151,6 +159,17 @@ class Policy:
         yield "its own", operator.own
         for name in operator.groups:
             yield f"group {name}", self.groups[name]
+
+    def depends_on_source(self, name: str, kind: str, what: str) -> bool:
+        """Tell whether ``may`` has to know the address to decide."""
+        operator = self.operators[name]
+        grants = [
+            grant
+            for _, grant in self.grants_of(operator)
+            if not {what, ALL}.isdisjoint(grant.names(kind))
+        ]
+        limits = [operator.own.limits, *(grant.limits for grant in grants)]
+        return bool(grants) and any(each.networks for each in limits)
 
     def may(self, name: str, kind: str, what: str, source: str, now: float) -> Decision:
         """Decide whether an operator may use a service or run a task, and say why.

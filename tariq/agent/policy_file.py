@@ -33,20 +33,33 @@ from tariq.errors import PolicyError
 from tariq.message import MAX_VALUE
 
 _HINT = "see docs/policy.md"
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _PLACE = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<v4>[0-9.]+)):(?P<port>[0-9]{1,5})", re.I)
 
 
 def _network(value: Any) -> Network:  # noqa: ANN401
     try:
-        return ipaddress.ip_network(value if isinstance(value, str) else "")
+        network = ipaddress.ip_network(value if isinstance(value, str) else "")
     except ValueError:
         raise strict.Wrong("not a network such as 203.0.113.0/24, with no bits behind it") from None
+    if network.version == 6 and network.subnet_of(_MAPPED):
+        plain = (int(network.network_address) & 0xFFFF_FFFF, network.prefixlen - 96)
+        raise strict.Wrong(f"matches nobody; write {ipaddress.IPv4Network(plain)}")
+    return network
 
 
-def _several(item: strict.Check) -> strict.Check:
+def _host(value: Any) -> str:  # noqa: ANN401
+    name = strict.text(value)
+    if len(name) > 253 or not name.isprintable():
+        raise strict.Wrong("not a host's name: up to 253 printable characters")
+    return name
+
+
+def _several(item: strict.Check, least: int = 0) -> strict.Check:
     """Return a check of one item or a list of them."""
-    many = strict.listing(item, least=1)
-    return lambda value: many(value if isinstance(value, list) else [value])
+    many = strict.listing(item, least)
+    return lambda value: many(value) if isinstance(value, list) else (item(value),)
 
 
 def _interface(value: Any) -> str:  # noqa: ANN401
@@ -72,10 +85,13 @@ def _endpoint(value: Any) -> Endpoint:  # noqa: ANN401
         raise wrong
     kind = ipaddress.IPv6Address if match["v6"] else ipaddress.IPv4Address
     try:
-        address = str(kind(match["v6"] or match["v4"]))
+        address = kind(match["v6"] or match["v4"])
     except ValueError:
         raise wrong from None
-    return Endpoint(address, strict.whole(1, 65_535)(int(match["port"])))
+    here = address.is_unspecified or address.is_loopback or address.is_multicast
+    if here or address in _MAPPED or address == _BROADCAST:
+        raise strict.Wrong("not the address of another host")
+    return Endpoint(str(address), strict.whole(1, 65_535)(int(match["port"])))
 
 
 FIREWALLS = ("auto", "nftables", "iptables", "iptables-nft", "iptables-legacy")
@@ -83,7 +99,7 @@ _SERVICE = strict.fields(
     {
         "protocol": strict.one_of("tcp", "udp"),
         "port": strict.whole(1, 65_535),
-        "forward": _several(_endpoint),
+        "forward": _several(_endpoint, least=1),
         "masquerade": strict.flag,
     },
     required={"protocol", "port"},
@@ -173,10 +189,10 @@ _TASK = strict.fields(
     required={"argv", "user"},
 )
 _GRANT: dict[str, strict.Check] = {
-    "services": strict.listing(strict.name),
-    "tasks": strict.listing(strict.name),
-    "from": _several(_network),
-    "hours": _several(schedule.span),
+    "services": _several(strict.name),
+    "tasks": _several(strict.name),
+    "from": _several(_network, least=1),
+    "hours": _several(schedule.span, least=1),
     "until": schedule.last_day,
     "longest": strict.whole(1, LONGEST_LEASE, "seconds"),
 }
@@ -184,7 +200,7 @@ _GROUP = strict.fields(_GRANT, required=set())
 _OPERATOR = strict.fields(
     {
         "fingerprint": strict.fingerprint,
-        "groups": strict.listing(strict.name),
+        "groups": _several(strict.name),
         **_GRANT,
     },
     required={"fingerprint"},
@@ -192,7 +208,7 @@ _OPERATOR = strict.fields(
 FIELDS: dict[str, strict.Check] = {
     "version": strict.whole(1, 1),
     "serial": strict.whole(1, 1 << 31),
-    "host": strict.text,
+    "host": _host,
     "port": strict.whole(1, 65_535),
     "sentry_user": _unprivileged,
     "window": strict.whole(5, DAY, "seconds"),
@@ -201,13 +217,13 @@ FIELDS: dict[str, strict.Check] = {
     "audit_days": strict.whole(1, 36_500),
     "firewall": strict.one_of(*FIREWALLS),
     "mark": strict.whole(1, 0xFFFF_FFFF),
-    "break_glass": strict.listing(_network),
+    "break_glass": _several(_network),
     "timezone": schedule.timezone,
     "services": strict.mapping(strict.name, _SERVICE),
     "default_service": strict.name,
     "operators": strict.mapping(strict.name, _OPERATOR),
     "groups": strict.mapping(strict.name, _GROUP),
-    "interfaces": strict.listing(_interface, least=1),
+    "interfaces": _several(_interface, least=1),
     "tasks": strict.mapping(strict.name, _TASK),
 }
 """Fields of a policy; a test holds the role and docs/policy.md to them."""
@@ -299,7 +315,7 @@ def _wrong_placeholders(known: Mapping[str, Any]) -> Iterator[strict.Wrong]:
             used |= named
             for param in sorted(named - params.keys()):
                 yield strict.Wrong(f"no parameter {param!r}", f"tasks.{name}.argv.{at}")
-        for param in sorted(params.keys() - used):
+        for param in sorted(name for name in params.keys() - used if params[name] is not None):
             yield strict.Wrong("no argument uses it", f"tasks.{name}.params.{param}")
 
 
@@ -363,10 +379,17 @@ def warnings(policy: Policy, today: dt.date) -> Iterator[str]:
     """Yield what a policy's owner would want to know; the policy is good all the same."""
     if not _exists(pwd.getpwnam, policy.sentry_user):
         yield f"sentry_user: {_no_user(policy.sentry_user)}"
-    yield from _unreachable_services(policy)
-    for network in policy.break_glass:
+    yield from _unreachable_services(policy, today)
+    four = [each for each in policy.break_glass if isinstance(each, ipaddress.IPv4Network)]
+    six = [each for each in policy.break_glass if isinstance(each, ipaddress.IPv6Network)]
+    whole: list[Network] = [
+        *ipaddress.collapse_addresses(four),
+        *ipaddress.collapse_addresses(six),
+    ]
+    for network in whole:
         if network.prefixlen == 0:
             yield f"break_glass: {network} is everybody: nothing is guarded from them"
+    yield from _idle_names(policy)
     used = {group for operator in policy.operators.values() for group in operator.groups}
     for name in policy.groups.keys() - used:
         yield f"groups.{name}: nobody is in it"
@@ -379,7 +402,7 @@ def warnings(policy: Policy, today: dt.date) -> Iterator[str]:
             if (grant.limits.longest or 0) > DAY:
                 yield f"operators.{name}: leases of {origin} may last longer than a day"
     for name, task in policy.tasks.items():
-        yield from (f"tasks.{name}: {why}" for why in _foolish_task(name, task, policy))
+        yield from (f"tasks.{name}: {why}" for why in _foolish_task(name, task, policy, today))
     if policy.window > 600:
         yield "window: more than the 600 seconds that pictures count in has no effect"
 
@@ -393,16 +416,30 @@ def key_warnings(policy: Policy, keys: Mapping[str, str]) -> Iterator[str]:
     yield from (f"operators/: key {key} is nobody's in the policy" for key in keys.keys() - listed)
 
 
-def _unreachable_services(policy: Policy) -> Iterator[str]:
-    given = {service for _, grant in _all_grants(policy) for service in grant.services}
+def _idle_names(policy: Policy) -> Iterator[str]:
+    grants = {f"groups.{name}": grant for name, grant in policy.groups.items()}
+    grants |= {f"operators.{name}": operator.own for name, operator in policy.operators.items()}
+    for where, grant in grants.items():
+        for kind in ("services", "tasks"):
+            names = grant.names(kind)
+            if len(set(names)) < len(names):
+                yield f"{where}.{kind}: a name twice"
+            if ALL in names and set(names) != {ALL}:
+                yield f"{where}.{kind}: all, and others that are among all"
+
+
+def _unreachable_services(policy: Policy, today: dt.date) -> Iterator[str]:
+    given = {service for grant in _grants_of(policy, today) for service in grant.services}
     for name, service in policy.services.items():
         if given.isdisjoint({name, ALL}):
             extra = ": nobody could log in" if service == Service("tcp", 22) else ""
             yield f"services.{name}: no operator may open it{extra}"
+            if name == policy.default_service:
+                yield "default_service: no operator may open it, so every bare knock is denied"
 
 
-def _foolish_task(name: str, task: Task, policy: Policy) -> Iterator[str]:
-    given = {each for _, grant in _all_grants(policy) for each in grant.tasks}
+def _foolish_task(name: str, task: Task, policy: Policy, today: dt.date) -> Iterator[str]:
+    given = {each for grant in _grants_of(policy, today) for each in grant.tasks}
     if given.isdisjoint({name, ALL}):
         yield "no operator may run it"
     if not _exists(pwd.getpwnam, task.user):
@@ -412,6 +449,8 @@ def _foolish_task(name: str, task: Task, policy: Policy) -> Iterator[str]:
     for param, kind in task.params.items():
         if task.user == "root" and isinstance(kind, Text) and kind.free:
             yield f"runs as root, and {param} may be nearly anything"
+    for param in tasks.in_shell(task.argv):
+        yield f'{param} becomes part of a shell\'s program; pass it after that, and use "$1"'
     yield from _foolish_path(Path(task.argv[0]), "program")
     yield from _foolish_path(Path(task.cwd), "cwd")
 
@@ -446,9 +485,13 @@ def _exists(look_up: Callable[[str], object], name: str) -> bool:
     return True
 
 
-def _all_grants(policy: Policy) -> Iterator[tuple[str, Grant]]:
+def _grants_of(policy: Policy, today: dt.date) -> Iterator[Grant]:
+    """Yield what operators have whose last day isn't over."""
     for operator in policy.operators.values():
-        yield from policy.grants_of(operator)
+        for _, grant in policy.grants_of(operator):
+            ends = (operator.own.limits.until, grant.limits.until)
+            if all(end is None or end >= today for end in ends):
+                yield grant
 
 
 def describe(policy: Policy) -> str:

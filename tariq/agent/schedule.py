@@ -100,10 +100,11 @@ def moment(text: str, zone: dt.tzinfo, now: dt.datetime) -> dt.datetime:
     """
     day, _, clock = text.strip().lower().rpartition(" ")
     hour, minute = (int(part) for part in clock.split(":"))
+    time = dt.time(hour, minute)
     if day and day not in DAYS:
-        date = dt.date.fromisoformat(day)
-    else:
-        local = now.astimezone(zone).date()
-        ahead = (DAYS.index(day) - local.weekday()) % 7 if day else 0
-        date = local + dt.timedelta(days=ahead)
-    return dt.datetime.combine(date, dt.time(hour, minute), zone)
+        return dt.datetime.combine(dt.date.fromisoformat(day), time, zone)
+    local = now.astimezone(zone)
+    ahead = (DAYS.index(day) - local.weekday()) % 7 if day else 0
+    if not ahead and time < local.time().replace(second=0, microsecond=0):
+        ahead = 7 if day else 1
+    return dt.datetime.combine(local.date() + dt.timedelta(days=ahead), time, zone)

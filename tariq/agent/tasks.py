@@ -6,15 +6,19 @@ There is never a shell, and a value is never split: it is one argument, or a par
 
 from __future__ import annotations
 
+import re
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 from tariq.agent.pattern import Pattern
 
 _FREE = ("/..", "a b", ";$*")
-"""What a pattern that accepts all of these hardly restricts."""
+"""What a pattern that accepts two of these hardly restricts."""
+_SHELL = re.compile(r"(?:.*/)?(?:(?:ba|da|a|k|mk|z|c|tc|fi)?sh|su|runuser)")
+_PROGRAM = re.compile(r"-[A-Za-z]*c[A-Za-z]*")
 
 
 class BadParams(Exception):
@@ -81,8 +85,8 @@ class Text:
 
     @property
     def free(self) -> bool:
-        """Whether it hardly restricts anything, as ``.*`` does."""
-        return all(self.pattern.matches(probe[: self.length]) for probe in _FREE)
+        """Whether it hardly restricts anything, as ``.*`` and ``[^;]+`` do."""
+        return sum(self.pattern.matches(probe[: self.length]) for probe in _FREE) > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +132,13 @@ def template(item: str) -> Iterator[tuple[str, str | None]]:
         if spec or conversion or name == "":
             raise ValueError("a placeholder is a name in braces, such as {version}")
         yield literal, name
+
+
+def in_shell(argv: Sequence[str]) -> list[str]:
+    """Return the parameters that an argv makes a part of a shell's program, by ``-c``."""
+    shell = False
+    for item, following in pairwise(argv):
+        shell = shell or _SHELL.fullmatch(item) is not None
+        if shell and _PROGRAM.fullmatch(item):
+            return [name for _, name in template(following) if name]
+    return []

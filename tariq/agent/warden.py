@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import ipaddress
 import logging
 import math
 import time
@@ -25,7 +24,7 @@ from tariq import openpgp, picture
 from tariq.agent.firewall import Keeper, Lease
 from tariq.agent.ledger import Ledger
 from tariq.agent.link import Knock
-from tariq.agent.policy import DAY, Policy, Service
+from tariq.agent.policy import DAY, Policy, Service, wrong_family
 from tariq.agent.refusals import Refusals
 from tariq.agent.shelf import MOST, End, Run, Shelf
 from tariq.agent.tasks import BadParams, Task
@@ -309,7 +308,7 @@ class Warden:
             return services
         seconds = {}
         for name, service in services.items():
-            if elsewhere := _wrong_family(name, service, caller.source):
+            if elsewhere := wrong_family(name, service, caller.source):
                 return Verdict(Code.ADDRESS, detail=elsewhere)
             allowed = self._policy.may(caller.name, "services", name, caller.source, caller.now)
             if not allowed.ok:
@@ -503,14 +502,6 @@ class Warden:
             known, self._overhead = self._overhead, max(self._overhead, len(sealed) - len(raw))
             if len(sealed) <= picture.CAPACITY or known == self._overhead:
                 return sealed
-
-
-def _wrong_family(name: str, service: Service, source: str) -> str | None:
-    """Return why an address can't reach a service that is passed on to another host."""
-    version = ipaddress.ip_address(source).version
-    if not service.forward or service.forward_of(version):
-        return None
-    return f"{name} is at {service.forward[0]}, without IPv{version}: knock with -{10 - version}"
 
 
 def _clock(t: int) -> str:

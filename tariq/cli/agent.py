@@ -10,11 +10,14 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from tariq.agent import identity, policy_file, rotation, schedule
 from tariq.agent.identity import ETC, RUN, STATE, Places
-from tariq.agent.tasks import BadParams, Task
+from tariq.agent.policy import Decision, Policy, wrong_family
+from tariq.agent.tasks import BadParams
 from tariq.cli import trial
 from tariq.cli.common import duration
 from tariq.errors import AgentError, PolicyError, UsageError
@@ -174,47 +177,101 @@ def _same(path: Path, other: Path) -> bool:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    """Say whether a policy allows something, and why."""
+    """Say whether a policy allows something, and why, as the warden would find."""
     rules = policy_file.load(args.file or _places(args).policy)
     clauses = _clauses([word for word in args.clauses if "=" not in word])
+    values = _values([word for word in args.clauses if "=" in word], args.action)
     if args.operator not in rules.operators:
         raise UsageError(args.operator, "no operator of this policy", "see its operators")
     kind = "tasks" if args.action == "run" else "services"
     if args.what not in (rules.tasks if kind == "tasks" else rules.services):
         raise UsageError(args.what, f"not among the {kind} of this policy", f"see its {kind}")
-    if args.action == "close":
-        print("yes: an operator may always close for its own address")
-        return 0
     now = dt.datetime.now(rules.timezone)
     try:
         when = schedule.moment(clauses["at"], rules.timezone, now) if "at" in clauses else now
     except ValueError:
         hint = "write it as 'sat 03:00' or '2027-01-02 03:00'"
         raise UsageError(f"at {clauses['at']!r}", "no time", hint) from None
-    source = address(clauses.get("from", "0.0.0.0"))  # noqa: S104 - "from anywhere"
-    decision = rules.may(args.operator, kind, args.what, source, when.timestamp())
-    lease = f", for {decision.longest} s at most" if decision.ok and kind == "services" else ""
-    print(f"{'yes' if decision.ok else 'no'}: {decision.why}{lease} ({when:%a %Y-%m-%d %H:%M %Z})")
-    if decision.ok and kind == "tasks":
-        return _explain_task(rules.tasks[args.what], [w for w in args.clauses if "=" in w])
-    return 0 if decision.ok else 1
+    asked = Asked(args.operator, args.what, clauses.get("from"), when)
+    if args.action == "close":
+        ok, told = True, ["an operator may always close for its own address"]
+    elif args.action == "run":
+        ok, told = _explain_run(rules, asked, values)
+    else:
+        ok, told = _explain_open(rules, asked)
+    if ok and rules.require_source:
+        told.append("the knock must name its address (--source)")
+    print(f"{'yes' if ok else 'no'}: {told[0]}", *told[1:], sep="\n")
+    return 0 if ok else 1
 
 
-def _explain_task(task: Task, words: list[str]) -> int:
-    """Show what would be run, or why these parameters are refused."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asks for which service or task, from which address if one was named, and when."""
+
+    operator: str
+    what: str
+    source: str | None
+    when: dt.datetime
+
+    def decided(self, rules: Policy, kind: str) -> Decision:
+        """Return what the policy says; raise UsageError if it depends on an address not named."""
+        if self.source is None and rules.depends_on_source(self.operator, kind, self.what):
+            raise self.without_source()
+        source = self.source or "0.0.0.0"  # noqa: S104 - any will do
+        return rules.may(self.operator, kind, self.what, source, self.when.timestamp())
+
+    def without_source(self) -> UsageError:
+        """Return the error that no address was named."""
+        hint = "name it, as in: from 203.0.113.9"
+        return UsageError("from", "not named, and it depends on the address", hint)
+
+
+def _explain_open(rules: Policy, asked: Asked) -> tuple[bool, list[str]]:
+    service = rules.services[asked.what]
+    if asked.source is None and len(service.forward) == 1:
+        raise asked.without_source()
+    if asked.source and (why := wrong_family(asked.what, service, asked.source)):
+        return False, [why]
+    decision = asked.decided(rules, "services")
+    lease = f", for {decision.longest} s at most" if decision.ok else ""
+    told = [f"{decision.why}{lease} ({asked.when:%a %Y-%m-%d %H:%M %Z})"]
+    if asked.source and any(ip_address(asked.source) in each for each in rules.break_glass):
+        told.append(f"{asked.source} needs no lease: it is in break_glass")
+    return decision.ok, told
+
+
+def _explain_run(rules: Policy, asked: Asked, values: dict[str, str]) -> tuple[bool, list[str]]:
+    """Also show what would be run."""
+    decision, task = asked.decided(rules, "tasks"), rules.tasks[asked.what]
+    told = [f"{decision.why} ({asked.when:%a %Y-%m-%d %H:%M %Z})"]
+    if not decision.ok:
+        return False, told
     try:
-        argv = task.fill(dict(word.split("=", 1) for word in words))
+        argv = shlex.join(task.fill(values))
     except BadParams as why:
-        print(f"no: {why}")
-        return 1
-    print(f"runs as {task.user}, in {task.cwd}, for {task.seconds} s at most: {shlex.join(argv)}")
-    return 0
+        return False, [f"{asked.what}: {why}"]
+    limits = f"in {task.cwd}, for {task.seconds} s at most"
+    return True, [*told, f"runs as {task.user}, {limits}: {argv}"]
+
+
+def _values(words: list[str], action: str) -> dict[str, str]:
+    """Read ``PARAM=VALUE``, which only a task takes, each once."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if action != "run":
+            raise UsageError(word, f"'{action}' takes no parameters", "leave it out")
+        if name in found:
+            raise UsageError(word, f"a second {name}", "give each parameter once")
+        found[name] = value
+    return found
 
 
 def _clauses(words: list[str]) -> dict[str, str]:
     """Read ``from ADDRESS at WHEN`` in any order."""
     found = dict(zip(words[::2], words[1::2], strict=False))
-    if len(words) % 2 or found.keys() - {"from", "at"}:
+    if len(words) != 2 * len(found) or found.keys() - {"from", "at"}:
         hint = "as in: alice open ssh from 203.0.113.9 at 'sat 03:00'"
         raise UsageError(" ".join(words), "not understood", hint)
     if "from" in found:

@@ -238,6 +238,10 @@ def test_a_single_error_tells_of_the_first_and_counts_the_others(path):
         (("port: 62201", "port: 62201\ninterfaces: []"), "not a list of at least 1"),
         (("Europe/Berlin", "../../etc/passwd"), "not a time zone"),
         (("sentry_user: nobody", "sentry_user: root"), "must not be root"),
+        (("version: 1", "version: 2"), "version: not 1"),
+        (("203.0.113.0/24", '"::ffff:203.0.113.0/120"'), "matches nobody; write 203.0.113.0/24"),
+        (("host: web1", 'host: "web\\n1"'), "not a host's name"),
+        (("host: web1", f"host: {'w' * 300}"), "not a host's name"),
         (
             (
                 "  ssh: {protocol: tcp, port: 22}",
@@ -270,6 +274,62 @@ def test_what_is_foolish_is_warned_of(path):
     assert list(policy_file.warnings(policy_file.load(path), dt.date(2026, 6, 1))) == []
 
 
+def warned(path, old, new, today=dt.date(2026, 6, 1), text=TEXT):
+    """Return the warnings about a policy with something in place of something else."""
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return list(policy_file.warnings(policy_file.load(path), today))
+
+
+def test_a_service_that_only_those_may_open_whose_last_day_is_over_is_nobody_s(path):
+    groups = TEXT.replace("services: [all]", "services: [db]")
+    one = {"path": path, "old": "    longest: 120", "text": groups}
+    found = warned(new="    longest: 120\n    until: 2026-05-31", **one)
+    assert "services.ssh: no operator may open it: nobody could log in" in found
+    assert "default_service: no operator may open it, so every bare knock is denied" in found
+    assert warned(new="    longest: 120\n    until: 2026-06-01", **one) == []
+
+
+def test_names_beside_all_or_twice_are_warned_of(path):
+    found = warned(path, "services: [db]", "services: [db, ssh, db]")
+    assert found == ["operators.dave.services: a name twice"]
+    found = warned(path, "services: [all]", "services: [all, ssh]")
+    assert found == ["groups.admins.services: all, and others that are among all"]
+
+
+def test_one_thing_needs_no_list(path):
+    path.write_text(
+        TEXT.replace("services: [all]", "services: all").replace(
+            "groups: [admins]", "groups: admins"
+        )
+    )
+    assert policy_file.load(path).may("alice", "services", "db", OUTSIDE, THURSDAY_NOON).ok
+
+
+def test_break_glass_for_everybody_in_pieces_is_warned_of(path):
+    halves = "port: 62201\nbreak_glass: [0.0.0.0/1, 128.0.0.0/1, 192.0.2.0/24]"
+    says = "break_glass: 0.0.0.0/0 is everybody: nothing is guarded from them"
+    assert warned(path, "port: 62201", halves) == [says]
+
+
+def test_a_name_that_yaml_takes_for_something_else_is_told_where_it_stands(path):
+    """``no`` is false, and 2026 a number."""
+    path.write_text(
+        TEXT.replace("  web: {", "  no: {").replace("services: [ssh, web]", "services: no")
+    )
+    _, mistakes = policy_file.check(path)
+    lines = path.read_text().splitlines()
+    for where, begins in (
+        ("services.False", "  no: {"),
+        ("groups.oncall.services", "    services: no"),
+    ):
+        [told] = [str(each) for each in mistakes if f": {where}: " in str(each)]
+        assert "yaml reads it as False; put it in quotes" in told
+        line, column = map(int, re.search(r"line (\d+), column (\d+)", told).groups())
+        assert lines[line - 1].startswith(begins)
+        assert column == len(begins) - len(begins.lstrip()) + 1
+
+
 def tariq(*words):
     command = [sys.executable, "-m", "tariq", "agent", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -293,11 +353,54 @@ def test_explain_says_yes_or_no_and_why(path):
         ["bob", "open", "ssh", "at", "noon"],
         ["bob", "open", "ssh", "by", "car"],
         ["bob", "open", "ssh", "from", "home"],
+        ["bob", "open", "ssh", "from", INSIDE, "from", OUTSIDE],
     ):
         told = tariq("explain", *words, "--file", path)
         assert told.returncode == 2, words
         assert told.stderr.count("\n") == 1
         assert "Traceback" not in told.stderr
+
+
+def test_explain_asks_for_the_address_where_it_depends_on_that(path):
+    told = tariq("explain", "bob", "open", "ssh", "at", "sat 03:00", "--file", path)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "from: not named, and it depends on the address" in told.stderr
+    assert tariq("explain", "alice", "open", "ssh", "--file", path).returncode == 0
+
+
+def test_explain_tells_of_what_else_an_open_door_takes(path):
+    """What the agent itself would look at: source named, family of a host behind, break-glass."""
+    path.write_text(
+        FIREWALL.replace("[10.0.0.5:22, '[fd00::5]:23']", "10.0.0.5:22").replace(
+            "port: 62201", "port: 62201\nrequire_source: true"
+        )
+    )
+    told = tariq("explain", "alice", "open", "db", "from", "2001:db8:1::9", "--file", path)
+    assert told.returncode == 1
+    assert told.stdout.startswith("no: db is at 10.0.0.5:22, without IPv6: knock with -4")
+    told = tariq("explain", "alice", "open", "db", "from", "198.51.100.9", "--file", path)
+    assert told.returncode == 0
+    assert "the knock must name its address (--source)" in told.stdout
+    told = tariq("explain", "alice", "open", "db", "from", "192.0.2.9", "--file", path)
+    assert "192.0.2.9 needs no lease: it is in break_glass" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "then"),
+    [
+        ("thu 12:00", "2026-11-26T12:00"),
+        ("thu 11:59", "2026-12-03T11:59"),
+        ("12:00", "2026-11-26T12:00"),
+        ("03:00", "2026-11-27T03:00"),
+        ("fri 03:00", "2026-11-27T03:00"),
+        ("2026-01-02 03:00", "2026-01-02T03:00"),
+    ],
+)
+def test_a_moment_without_a_date_is_the_next_one(text, then):
+    now = dt.datetime(2026, 11, 26, 12, 0, 30, tzinfo=BERLIN)
+    assert schedule.moment(text, BERLIN, now) == dt.datetime.fromisoformat(then).replace(
+        tzinfo=BERLIN
+    )
 
 
 def test_explain_says_that_whoever_is_an_operator_may_close(path):
@@ -461,6 +564,12 @@ def test_fields_of_the_firewall(path):
         ("192.0.2.0/24", "192.0.2.1/24", "not a network"),
         ("10.0.0.5:22", "10.0.0.5", "not a place such as"),
         ("10.0.0.5:22", "fd00::5:22", "not a place such as"),
+        ("10.0.0.5:22", "0.0.0.0:22", "not the address of another host"),
+        ("10.0.0.5:22", "127.0.0.1:22", "not the address of another host"),
+        ("10.0.0.5:22", "224.0.0.1:22", "not the address of another host"),
+        ("10.0.0.5:22", "255.255.255.255:22", "not the address of another host"),
+        ("'[fd00::5]:23'", "'[::1]:23'", "not the address of another host"),
+        ("'[fd00::5]:23'", "'[::ffff:10.0.0.5]:23'", "not the address of another host"),
         ("10.0.0.5:22", "10.0.0.256:22", "not a place such as"),
         ("10.0.0.5:22", "10.0.0.5:99999", "not a whole number"),
         ("'[fd00::5]:23'", "10.0.0.6:22", "two places of the same ip version"),

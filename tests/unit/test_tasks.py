@@ -1,5 +1,6 @@
 """Tasks: patterns in bounded time, parameters that stay where they belong, and foolish ones."""
 
+import datetime as dt
 import os
 import re
 import subprocess
@@ -124,6 +125,7 @@ def policy(**task):
         "serial": 1,
         "host": "web1",
         "port": 62201,
+        "sentry_user": "nobody",
         "services": {"ssh": {"protocol": "tcp", "port": 22}},
         "operators": {"alice": {"fingerprint": KEY, "services": ["ssh"], "tasks": ["deploy"]}},
         "tasks": {"deploy": {"argv": ["/bin/true"], "user": "root", **task}},
@@ -174,11 +176,8 @@ def test_what_is_foolish_is_warned_of(tmp_path):
 
     def told(**task):
         path.write_text(yaml.safe_dump(policy(**task)))
-        return list(policy_file.warnings(policy_file.load(path), time_of_day))
+        return list(policy_file.warnings(policy_file.load(path), dt.date(2026, 1, 1)))
 
-    from datetime import date
-
-    time_of_day = date(2026, 1, 1)
     found = told(**task)
     assert "tasks.deploy: runs as root, and x may be nearly anything" in found
     assert f"tasks.deploy: program {shared} can be written by others than its owner" in found
@@ -192,6 +191,30 @@ def test_what_is_foolish_is_warned_of(tmp_path):
     )
     strict = {"x": {"pattern": "v[0-9.]+"}}
     assert told(argv=["/bin/true", "{x}"], params=strict) == []
+    for free in ("[^;]+", "[^/]*", r"\S+.*", "[^ ]+"):
+        found = told(argv=["/bin/true", "{x}"], params={"x": {"pattern": free}})
+        assert found == ["tasks.deploy: runs as root, and x may be nearly anything"], free
+
+
+@pytest.mark.parametrize(
+    ("argv", "foolish"),
+    [
+        (["/bin/sh", "-c", "echo {x}"], True),
+        (["/usr/bin/env", "bash", "-euc", "{x}"], True),
+        (["/usr/bin/env", "/bin/dash", "-e", "-c", "echo {x}"], True),
+        (["/bin/sh", "-c", 'echo "$1"', "sh", "{x}"], False),
+        (["/bin/sh", "/bin/true", "{x}"], False),
+        (["/bin/true", "-c", "{x}"], False),
+    ],
+)
+def test_a_parameter_within_a_shell_s_program_is_warned_of(tmp_path, argv, foolish):
+    """It would be a shell by the back door; as an argument of its own it is safe."""
+    path = tmp_path / "agent.yml"
+    task = {"argv": argv, "params": {"x": {"int": [1, 9]}}, "user": "nobody"}
+    path.write_text(yaml.safe_dump(policy(**task)))
+    found = list(policy_file.warnings(policy_file.load(path), dt.date(2026, 1, 1)))
+    says = 'tasks.deploy: x becomes part of a shell\'s program; pass it after that, and use "$1"'
+    assert found == ([says] if foolish else [])
 
 
 def test_explain_says_what_would_be_run(tmp_path):
@@ -213,8 +236,14 @@ def test_explain_says_what_would_be_run(tmp_path):
     assert "runs as nobody, in /, for 60 s at most: /bin/echo 'v1 2'" in told.stdout
     told = explain("alice", "run", "deploy", "v=x")
     assert told.returncode == 1
-    assert "no: v: doesn't match v[0-9 ]+" in told.stdout
+    assert told.stdout == "no: deploy: v: doesn't match v[0-9 ]+\n"
+    told = explain("alice", "run", "deploy")
+    assert (told.returncode, told.stdout) == (1, "no: deploy: without v\n")
     assert explain("alice", "run", "reboot").returncode == 2
+    for words in (["run", "deploy", "v=v1", "v=v2"], ["open", "ssh", "v=v1"]):
+        told = explain("alice", *words)
+        assert (told.returncode, told.stdout) == (2, ""), words
+        assert "v" in told.stderr.partition(":")[2], words
 
 
 def test_the_page_on_tasks_shows_tasks_that_are_good(tmp_path):
