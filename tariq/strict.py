@@ -138,11 +138,9 @@ def parse(text: str, name: str, error: type[TariqError], loader: type[Loader] = 
         where = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
         raise error(where, why.problem or "not yaml", "mend the line") from why
     except yaml.reader.ReaderError as why:
-        line, column = (
-            text.count("\n", 0, why.position),
-            why.position - text.rfind("\n", 0, why.position),
-        )
-        where = f"{name}, line {line + 1}, column {column}"
+        line = text.count("\n", 0, why.position) + 1
+        column = why.position - text.rfind("\n", 0, why.position)
+        where = f"{name}, line {line}, column {column}"
         raise error(where, f"the character {why.character:#04x}", "take it out") from why
     except _CAUSES as why:
         raise error(name, "not yaml", "mend the file") from why
