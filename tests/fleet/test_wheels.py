@@ -93,6 +93,22 @@ def test_what_is_missing_there_is_taken_from_nowhere_else(collect, wheels, tmp_p
     assert "there is no wheel of scapy" in done.stderr
 
 
+@pytest.mark.parametrize(("python", "arch"), [("3.12", "aarch64"), ("3.14", "x86_64")])
+def test_hosts_of_other_kinds_have_wheels(python, arch, tmp_path):
+    """Ubuntu 24.04 on arm64, and a Python later than any here; from the index that pip knows."""
+    ours = tmp_path / "tariq-0-py3-none-any.whl"
+    ours.touch()
+    command = [sys.executable, "tools/wheelhouse.py", "--into", tmp_path / "into"]
+    command += ["--python", python, "--arch", arch, "--wheel", ours]
+    done = subprocess.run(
+        command, cwd=REPO, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    kind = f"-cp{python.replace('.', '')}-*_{arch}.whl"
+    for compiled in ("google_re2", "pillow", "pyyaml"):
+        assert list((tmp_path / "into").glob(f"*/{compiled}-*{kind}")), compiled
+
+
 def test_without_hatchling_it_says_what_to_do(collect, wheels):
     done = collect(wheels, "--wait", "60")
     assert done.returncode == 1
