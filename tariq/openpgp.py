@@ -135,11 +135,21 @@ def _open_home(home: Path, *options: str, patient: bool = False) -> _Gpg:
     if shutil.which("gpg") is None:
         raise NoGpgError("gpg", "not found on this machine", "install gnupg (apt install gnupg)")
     env = {**os.environ, "LC_ALL": "C"}
+    if patient and (terminal := _terminal()):
+        env.setdefault("GPG_TTY", terminal)
     try:
         return _Gpg(patient=patient, gnupghome=str(home), options=list(options), env=env)
     except ValueError as why:
         hint = "check its path and that you may read it"
         raise KeyUnusableError(str(home), "not a usable GnuPG home", hint) from why
+
+
+def _terminal() -> str | None:
+    """Return the human's terminal: GnuPG looks at its standard input, which is a pipe of ours."""
+    for stream in range(3):
+        with contextlib.suppress(OSError):
+            return os.ttyname(stream)
+    return None
 
 
 def _last_line(result: Any) -> str:  # noqa: ANN401 - python-gnupg is untyped
@@ -263,7 +273,7 @@ class OperatorKey:
         gpg = _open_home(self.home, patient=True)
         signed = gpg.sign(data, detach=True, binary=True, extra_args=args)
         if signed.status != "signature created" or not signed.data:
-            hint = "unlock it, or choose another with --key"
+            hint = "unlock it with 'tariq key unlock', or choose another with --key"
             thing = f"operator key {self.name} ({self.fingerprint[-16:]})"
             raise KeyUnusableError(thing, f"did not sign: {_last_line(signed)}", hint)
         return bytes(signed.data)

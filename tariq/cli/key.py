@@ -10,7 +10,7 @@ from tariq.openpgp import OperatorKey
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
     """Add the command and its verbs."""
-    text = "make, list and export operators' keys"
+    text = "make, unlock, list and export operators' keys"
     command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
     verbs = command.add_subparsers(dest="verb", metavar="VERB", required=True)
 
@@ -21,13 +21,17 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: 
     )
     new.set_defaults(run=_new)
 
+    unlock = verbs.add_parser("unlock", help="sign once, so that gpg-agent knows the passphrase")
+    unlock.set_defaults(run=_unlock)
+
     listing = verbs.add_parser("list", help="list the keys that can sign here")
     listing.set_defaults(run=_list)
 
     export = verbs.add_parser("export", help="print a public key, for the hosts")
-    export.add_argument("name", metavar="NAME", nargs="?", help="default: the only one")
     export.set_defaults(run=_export)
-    for verb in (new, listing, export):
+    for verb in (unlock, export):
+        verb.add_argument("name", metavar="NAME", nargs="?", help="default: the only one")
+    for verb in (new, unlock, listing, export):
         verb.add_argument("--gnupg-home", metavar="DIR", help="default: ~/.config/tariq/gnupg")
 
 
@@ -46,7 +50,16 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _export(args: argparse.Namespace) -> int:
-    known = common.settings(args)
-    print(OperatorKey.find(known.gnupg_home, args.name or known.key).export(), end="")
+def _unlock(args: argparse.Namespace) -> int:
+    _named(args).sign(b"")
     return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    print(_named(args).export(), end="")
+    return 0
+
+
+def _named(args: argparse.Namespace) -> OperatorKey:
+    known = common.settings(args)
+    return OperatorKey.find(known.gnupg_home, args.name or known.key)

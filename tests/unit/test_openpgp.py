@@ -1,10 +1,14 @@
 """GnuPG's word is taken only where it is a plain yes, and it never keeps anybody waiting."""
 
 import os
+import pty
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
 
+import pinentry
 import pytest
 from hostile import pgp
 from lab import eventually, scratch
@@ -218,3 +222,40 @@ def test_a_key_that_can_not_be_made_says_why(stuck, tmp_path):
     stuck.write_text('case "$*" in *gen-key*) exit 2;; esac')
     with pytest.raises(KeyUnusableError, match="not made"):
         OperatorKey.make(tmp_path / "home", "carol", passphrase=False)
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stderr"])
+def test_a_passphrase_is_asked_for_at_the_terminal(stream):
+    """GnuPG looks for the terminal at its standard input, which is a pipe; few set GPG_TTY."""
+    ours, terminal = pty.openpty()
+
+    def tariq(*words, **streams):
+        plain = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        env = {name: value for name, value in os.environ.items() if name != "GPG_TTY"}
+        return subprocess.run(
+            [sys.executable, "-m", "tariq", "key", *words, "--gnupg-home", home],
+            **{**plain, **streams},
+            env=env,
+            check=False,
+            text=True,
+            timeout=60,
+        )
+
+    with scratch() as base:
+        home = base / "home"
+        pinentry.types_for(home)
+        try:
+            made = tariq("new", "alice", **{stream: terminal})
+            assert made.returncode == 0, made.stderr
+            subprocess.run(["gpgconf", "--homedir", home, "--reload", "gpg-agent"], check=True)
+            locked = tariq("unlock")
+            assert locked.returncode != 0, "nobody can be asked"
+            assert "unlock it with 'tariq key unlock'" in locked.stderr
+            asked = tariq("unlock", **{stream: terminal})
+            assert asked.returncode == 0, asked.stderr
+            remembered = tariq("unlock")
+            assert remembered.returncode == 0, remembered.stderr
+        finally:
+            os.close(ours)
+            os.close(terminal)
+            openpgp.stop_agent(home)
