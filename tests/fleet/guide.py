@@ -1,9 +1,11 @@
 """docs/fleet.md, played from its first command to its last on fresh hosts (`make guide`).
 
-What a reader would have of their own is put in its place: addresses, ssh's key, passphrases.
+What a reader would have of their own is put in its place: addresses, an account, ssh's key, and
+somebody at a terminal who types passphrases.
 """
 
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pinentry
 import pytest
 import yaml
 
@@ -18,6 +21,14 @@ REPO = Path(__file__).parents[2]
 PAGE = REPO / "docs" / "fleet.md"
 NOT_HERE = ("python3 -m venv ", ". ~/tariq/bin/activate", "pip install ")
 """The environment that runs the tests stands for the one that these make."""
+ADMIN = """
+useradd --create-home --shell /bin/bash admin
+install -d -m 700 -o admin ~admin/.ssh
+install -m 600 -o admin ~/.ssh/authorized_keys ~admin/.ssh/
+echo 'admin ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/admin
+rm ~/.ssh/authorized_keys
+"""
+"""How hosts may be reached before: by an account that may become root, and not as root."""
 
 
 def blocks():
@@ -27,27 +38,28 @@ def blocks():
 
 
 class Person:
-    """Somebody with a home, a shell whose settings last, and keys."""
+    """Somebody with a home, a terminal, and keys; each block is given to a new shell."""
 
     def __init__(self, home, env, start):
         self.home = home
-        self.home.mkdir()
+        self.ours, self.terminal = pty.openpty()
+        self.gnupg = home / ".config" / "tariq" / "gnupg"
+        pinentry.types_for(self.gnupg)
         self.env = {"HOME": str(home), "LC_ALL": "C.UTF-8", "ANSIBLE_NOCOLOR": "1", **env}
-        (home / "state").write_text("")
         (home / "cwd").write_text(str(start))
 
     def does(self, commands):
         """Run a block in the shell; return its status and what it printed."""
         script = f"""set -eu
-. {self.home}/state; cd "$(cat {self.home}/cwd)"; set -x
+cd "$(cat {self.home}/cwd)"; set -x
 {commands}
-{{ set +x; }} 2>/dev/null; export -p >{self.home}/state; pwd >{self.home}/cwd"""
+{{ set +x; }} 2>/dev/null; pwd >{self.home}/cwd"""
         done = subprocess.run(
             ["bash", "-c", script],
             env=self.env,
             text=True,
             check=False,
-            stdin=subprocess.DEVNULL,
+            stdin=self.terminal,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=400,
@@ -59,8 +71,9 @@ class Person:
         return {n.upper(): f for f, n in re.findall(r"^([0-9A-F]{40}) +(\S+)", listed, re.M)}
 
     def leaves(self):
-        gnupg = str(self.home / ".config" / "tariq" / "gnupg")
-        subprocess.run(["gpgconf", "--homedir", gnupg, "--kill", "all"], check=False)
+        subprocess.run(["gpgconf", "--homedir", self.gnupg, "--kill", "all"], check=False)
+        os.close(self.ours)
+        os.close(self.terminal)
 
 
 @pytest.fixture
@@ -86,12 +99,12 @@ def test_the_page_leads_from_nothing_to_a_proved_revocation(bare_fleet, people):
     alice, bob = people
     fleet = alice.home / "fleet"
     fingerprints = {}
+    for host in ("web1", "web2"):
+        bare_fleet.on(host, "sh", "-euc", ADMIN)
 
     def filled(text):
         for host, example in (("web1", "192.0.2.11"), ("web2", "192.0.2.12")):
             text = text.replace(example, bare_fleet.address(host))
-        text = text.replace("ansible_user: admin", "ansible_user: root")
-        text = re.sub(r"(tariq key new \w+)", r"\1 --no-passphrase", text)
         lines = [line for line in text.splitlines() if not line.startswith(NOT_HERE)]
         known = "|".join(sorted(fingerprints, reverse=True)) or "nobody"
         return re.sub(rf"\b({known})\b", lambda m: f'"{fingerprints[m[0]]}"', "\n".join(lines))
@@ -109,7 +122,7 @@ def test_the_page_leads_from_nothing_to_a_proved_revocation(bare_fleet, people):
         path.write_text(yaml.safe_dump({**old, **new}))
         return 0, ""
 
-    said = ""
+    proofs = []
     for kind, text, before in blocks():
         if kind == "yaml":
             status, said = write(text, before)
@@ -127,7 +140,13 @@ def test_the_page_leads_from_nothing_to_a_proved_revocation(bare_fleet, people):
             assert not bare_fleet.reachable("web1"), "guarded"
         if text.endswith("web1 --for 30s\n"):
             assert bare_fleet.reachable("web1"), "Bob came in"
+        if "it fails" in text:
+            assert "web1  silent" in said, "Bob's last knock"
         if "fleet status" in text:
-            assert "2 of 2 hosts are current" in said
-    assert "web1  silent" in said, "Bob's last knock"
+            proofs += re.findall(r"\d of \d hosts are current", said)[-1:]
+    assert proofs == ["2 of 2 hosts are current", "1 of 1 hosts are current"]
+    assert bare_fleet.reachable("web2"), "given back"
+    assert not bare_fleet.reachable("web1")
     assert set(fingerprints) == {"ALICE", "ALICE2", "BOB"}
+    lent = PAGE.read_text().partition("    sudo ")[2].replace("~/tariq/bin/", "")
+    assert "web1  status" in alice.does(lent)[1], "--transport scapy, at the page's end"
