@@ -56,9 +56,9 @@ fuzz: ## fuzz sentry, warden and what GnuPG says, SECONDS each (300); finds are 
 	$(BIN)/python tests/fuzz/campaign.py $(SECONDS)
 
 .PHONY: kernel
-kernel: ## links that this machine's kernel may lack (VLAN, GRE, PPP), under User-mode Linux
+kernel: ## links that this machine's kernel may lack (VLAN, GRE, PPP), and its clock set, under User-mode Linux
 	@tools/setup client test kernel
-	PYTEST_ADDOPTS=--color=no $(ROOT) tools/other-kernel $(BIN)/python -m pytest -p no:cacheprovider tests/wire/test_interfaces.py $(ARGS)
+	PYTEST_ADDOPTS=--color=no $(ROOT) env FIREWALLS=iptables-legacy tools/other-kernel $(BIN)/python -m pytest -p no:cacheprovider tests/wire/test_interfaces.py tests/wire/test_faults.py::test_the_host_s_clock_is_set $(ARGS)
 
 fleet-test: ## the tests on the three hosts
 	@tools/setup client test fleet
@@ -80,9 +80,9 @@ molecule: ## the role's scenarios on three fresh hosts each (one: ARGS='-s trixi
 	@tools/setup client fleet
 	$(ROOT) molecule test $(or $(ARGS),--all)
 
-faults: ## kill -9 at every step, full disk, broken gpg, jumping clocks
+faults: ## kill -9 at every step, full disk, broken gpg, jumping clocks, on every firewall backend
 	@tools/setup client test
-	TARIQ_FAULTS=all $(ROOT) $(PYTEST) tests/wire/test_faults.py $(ARGS)
+	$(ROOT) env TARIQ_FAULTS=all FIREWALLS='nftables iptables-nft iptables-legacy' $(PYTEST) tests/wire/test_faults.py $(ARGS)
 
 bench: ## floods, beside fwknopd where it is installed, and what a knock costs, in short
 	@tools/setup client test

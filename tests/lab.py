@@ -416,8 +416,10 @@ class AgentHost:
     def write_policy(self) -> None:
         (self.etc / "agent.yml").write_text(yaml.safe_dump(self.policy))
 
-    def guard(self):
-        return self.tariq("agent", "guard", *self._run_dir, state=False)
+    def guard(self, script: tuple[str, ...] = ("-m", "tariq"), **more):
+        """Put the guard of the policy up; no agent needed."""
+        words = (*script, "agent", "guard", *self._dirs[:2], *self._run_dir)
+        return self.node.run(self.python, *words, cwd="/", **more)
 
     def unguard(self, **more):
         """Take the guard down; an agent that runs is told by its own directory, and lets it be."""
@@ -432,7 +434,7 @@ class AgentHost:
             os.unlink(notify)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self.log.open("ab") as log:
             ready.bind(notify)
-            ready.settimeout(20)
+            ready.settimeout(60)
             self.process = subprocess.Popen(
                 self.node.command(
                     self.python,

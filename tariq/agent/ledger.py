@@ -216,15 +216,25 @@ class Ledger:
         with self._transaction():
             self._db.execute(
                 "INSERT INTO leased VALUES (?,?,?,?,?) ON CONFLICT DO UPDATE SET"
-                " until = max(until, excluded.until)",
+                " until = excluded.until",
                 (key, source, *service, until),
             )
 
-    def running(self, key: str, now: int) -> set[tuple[str, str, int]]:
-        """Return source, protocol and port of what a key has opened and whose time isn't over."""
+    def ended(self, source: str, service: tuple[str, int], now: int) -> None:
+        """Record that a lease is about to be ended, whoever holds it."""
         with self._transaction():
-            wanted = "SELECT source, protocol, port FROM leased WHERE key = ? AND until > ?"
-            return set(self._db.execute(wanted, (key, now)))
+            self._db.execute(
+                "UPDATE leased SET until = min(until, ?)"
+                " WHERE source = ? AND protocol = ? AND port = ?",
+                (now, source, *service),
+            )
+
+    def running(self, now: int, key: str | None = None) -> set[tuple[str, str, int]]:
+        """Return source, protocol and port of leases whose time isn't over: a key's, or all."""
+        with self._transaction():
+            wanted = "SELECT source, protocol, port FROM leased WHERE until > ?"
+            found = self._db.execute(f"{wanted} AND key = coalesce(?, key)", (now, key))
+            return set(found)
 
     def forget_leases(self, now: int) -> None:
         """Forget whose leases were whose time has long been over."""

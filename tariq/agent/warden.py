@@ -53,6 +53,8 @@ _OUT_BYTES = picture.CAPACITY
 _RECENT = 8
 _AGAIN = 60.0
 """Seconds until leases of strangers that couldn't be ended are tried again."""
+_SLACK = 2
+"""Seconds by which the kernel may end a lease before its record says so."""
 log = logging.getLogger("tariq.warden")
 
 
@@ -158,6 +160,7 @@ class Warden:
     def recover(self) -> None:
         """Record what an agent before this one left open: requests, and runs that ended since."""
         self._end_leases_of_strangers()
+        self._tell_of_lost_leases()
         with self._recording("requests without an outcome"):
             if left := self._ledger.close_open():
                 log.warning("%d requests were claimed and never answered: outcome unknown", left)
@@ -316,7 +319,7 @@ class Warden:
             seconds[name] = min(request.seconds or self._policy.default_lease, allowed.longest)
         key = self._policy.operators[caller.name].fingerprint
         wanted = {(caller.source, each.protocol, each.port) for each in services.values()}
-        if len(self._ledger.running(key, caller.now) | wanted) > MOST_LEASES:
+        if len(self._ledger.running(caller.now, key) | wanted) > MOST_LEASES:
             return Verdict(Code.BUSY, detail=f"{MOST_LEASES} leases of yours are open")
         for name, service in services.items():  # first, so that a revoked key's are always found
             where = (service.protocol, service.port)
@@ -331,6 +334,8 @@ class Warden:
         services = self._services(request)
         if isinstance(services, Verdict):
             return services
+        for service in services.values():
+            self._ledger.ended(caller.source, (service.protocol, service.port), caller.now)
         leases = [Lease(caller.source, service, 0) for service in services.values()]
         self._firewall.close(leases, cut=request.cut)
         return Verdict(Code.CLOSED, ok=True, detail="connections cut" if request.cut else "")
@@ -396,6 +401,23 @@ class Warden:
             return False
         log.info("ended: %s of a key not trusted: %s", what, where)
         return True
+
+    def _tell_of_lost_leases(self) -> None:
+        """Tell which leases should run and don't: the guard went while no agent could see it.
+
+        They stay lost: after a restart of the host they have to be.
+        """
+        try:
+            held = self._firewall.leases()
+            lost = self._ledger.running(int(self._clock()) + _SLACK)
+        except AgentError as why:
+            log.error("leases may be gone: %s", why)  # noqa: TRY400 - the reason is enough
+            return
+        lost -= {(each.address, each.service.protocol, each.service.port) for each in held}
+        for source, protocol, port in sorted(lost):
+            log.warning("gone: %s/%d for %s", protocol, port, source)
+        if lost:
+            self._firewall.tell(f"leases that were gone when the agent started: {len(lost)}")
 
     def _run(self, request: Request, caller: Caller) -> Verdict:
         """Start a task; its receipt follows when it has ended, or WAIT is over."""

@@ -206,7 +206,7 @@ def test_what_was_claimed_and_never_answered_is_recorded_as_unknown_once(ledger,
 def test_whose_a_lease_was_is_remembered_for_a_day(ledger):
     ledger.lease("KEY", "192.0.2.1", ("tcp", 22), 1000)
     ledger.lease("KEY", "192.0.2.2", ("tcp", 22), 2000)
-    assert ledger.running("KEY", 1000) == {("192.0.2.2", "tcp", 22)}
+    assert ledger.running(1000, "KEY") == {("192.0.2.2", "tcp", 22)}
     ledger.forget_leases(1000 + 86_400)
     assert len(ledger.leases_of_strangers((), 1000)) == 2
     ledger.forget_leases(1001 + 86_400)
@@ -228,3 +228,15 @@ def test_a_row_is_told_of_only_once_it_is_on_disk(tmp_path):
     holder.execute("ROLLBACK")
     holder.close()
     ledger.close()
+
+
+def test_a_lease_runs_until_it_is_over_replaced_by_a_shorter_one_or_ended(ledger):
+    key, me, ssh, web = "A" * 40, "192.0.2.1", ("tcp", 22), ("tcp", 443)
+    for service in (ssh, web):
+        ledger.lease(key, me, service, 100)
+    assert ledger.running(99) == {(me, *ssh), (me, *web)}
+    assert ledger.running(100) == set()
+    ledger.ended(me, ssh, 50)
+    assert ledger.running(50) == {(me, *web)}
+    ledger.lease(key, me, web, 70)
+    assert ledger.running(70) == set()

@@ -124,7 +124,7 @@ class Keeper:
         endless = [lease for lease in held if lease.seconds == ENDLESS]
         if len(endless) > self._endless:
             self._trouble = ""
-            self._tell(f"leases without an end, by another program: {len(endless)}")
+            self.tell(f"leases without an end, by another program: {len(endless)}")
         self._endless = len(endless)
         return [lease for lease in held if lease.seconds != ENDLESS]
 
@@ -142,12 +142,12 @@ class Keeper:
         self._next_look = now + self._firewall.every
         try:
             if self._is_down():
-                self._tell(f"the guard is {_DOWN}")
+                self.tell(f"the guard is {_DOWN}")
             elif not self._put_back():
                 self._compare(now)
                 self._trouble = ""
         except FirewallError as why:
-            self._tell(f"the guard can't be put back: {why}")
+            self.tell(f"the guard can't be put back: {why}")
 
     def _is_down(self) -> bool:
         return self._unguarded is not None and self._unguarded.exists()
@@ -164,7 +164,7 @@ class Keeper:
                 self._firewall.open(lost)
         if not self._is_down():
             self._trouble = ""
-            self._tell(f"the guard was gone, put back; leases restored: {len(lost)}")
+            self.tell(f"the guard was gone, put back; leases restored: {len(lost)}")
         return True
 
     @contextlib.contextmanager
@@ -213,7 +213,7 @@ class Keeper:
             del self._deadlines[key]
         if taken:
             self._trouble = ""
-            self._tell(f"{len(taken)} leases were taken away by another program")
+            self.tell(f"{len(taken)} leases were taken away by another program")
 
     def _running(self) -> list[Lease]:
         now = self._clock()
@@ -228,7 +228,7 @@ class Keeper:
         for lease in leases:
             self._deadlines[lease.address, lease.service] = now + lease.seconds
 
-    def _tell(self, what: str) -> None:
+    def tell(self, what: str) -> None:
         """Log a change once, and keep it for ``status``."""
         if what != self._trouble:
             log.error("%s", what)
