@@ -20,10 +20,11 @@ def run(program: str, *words, check: bool = True, **more) -> subprocess.Complete
         "ANSIBLE_INVENTORY_UNPARSED_WARNING": "0",
         **more.get("env", {}),
     }
+    more.setdefault(
+        "timeout", 900
+    )  # a first deployment builds a wheel, from an index that may be slow
     command = [sys.executable, "-m", "ansible", program, *map(str, words)]
-    done = subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=120, cwd="/", **more
-    )
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd="/", **more)
     assert not check or done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
     return done
 
