@@ -15,8 +15,9 @@ SHARED := -n 2 --no-loadscope-reorder
 ROOT := tools/as-root
 
 # What make hostile runs.
-HOSTILE := tests/hostile tests/fuzz tests/property $(addprefix tests/wire/test_,hostile.py silence.py meaning.py endings.py look.py) \
-  $(addprefix tests/unit/test_,openpgp.py picture.py message.py wire.py)
+HOSTILE := tests/hostile tests/fuzz tests/property \
+  $(addprefix tests/wire/test_,hostile.py silence.py meaning.py endings.py look.py nat.py scan.py flood.py interfaces.py agent.py link.py) \
+  $(addprefix tests/unit/test_,openpgp.py picture.py message.py wire.py bpf.py sentry.py)
 
 help: ## show this
 	@printf 'make TARGET\n\n'

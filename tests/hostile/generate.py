@@ -5,7 +5,7 @@
 Files are replaced, all of them: keys, ids and nonces are fresh each time. Review what
 changes besides. Each attack is delivered to the code as it is, and the reason of the
 refusal is written into its file; a refusal at another layer than the one declared here
-is an error, and nothing is written.
+is an error, and no attack is written.
 """
 
 from __future__ import annotations
@@ -679,7 +679,7 @@ def attacks(keys: Keyring) -> Iterator[Attack]:
 def with_reason(attack: Attack, read: Callable[[Attack], tuple[str, str]]) -> Attack:
     layer, reason = read(attack)
     if layer != attack.layer:
-        print(f"{attack.to}/{attack.name}: {layer} ({reason}), not {attack.layer}", file=sys.stderr)
+        sys.exit(f"{attack.to}/{attack.name}: {layer} ({reason}), not {attack.layer}")
     return dataclasses.replace(attack, reason=reason)
 
 
