@@ -58,6 +58,19 @@ def test_the_sentry_has_nothing_left(fleet):
     assert status["Threads"] == "1"
 
 
+def test_the_sentry_s_memory_and_processor_are_bounded(fleet):
+    bounds = {
+        "MemoryMax": str(256 << 20),
+        "MemorySwapMax": "0",
+        "CPUQuotaPerSecUSec": "800ms",
+        "TasksMax": "1",
+    }
+    shown = fleet.on(HOST, "systemctl", "show", *(f"-p{name}" for name in bounds), SENTRY).stdout
+    assert dict(line.split("=", 1) for line in shown.splitlines()) == bounds
+    limits = fleet.on(HOST, "cat", f"/proc/{main_pid(fleet, SENTRY)}/limits").stdout
+    assert limits.split("Max open files ")[1].split()[:2] == ["0", "0"]
+
+
 def test_the_warden_is_root_with_the_firewall_and_no_more(fleet):
     status = status_of(fleet, main_pid(fleet, AGENT))
     assert set(status["Uid"].split()) == {"0"}

@@ -78,3 +78,49 @@ def test_every_playbook_of_a_scenario_is_there(name):
     played = "".join(path.read_text() for path in folder.glob("*.yml"))
     for found in folder.glob("*.yml"):
         assert found.name == "molecule.yml" or found.name in played, f"{found.name} is never played"
+
+
+TOGETHER = (
+    {"ExecReload"},
+    {"Restart", "RestartSec"},
+    {"StateDirectory", "StateDirectoryMode", "RuntimeDirectory"},
+    {"ProtectSystem", "ReadWritePaths", "UMask"},
+    {"ProtectHome", "PrivateTmp"},
+    {"ExecStartPre", "ReadWritePaths"},
+    {"AmbientCapabilities", "CapabilityBoundingSet"},
+    {"SystemCallFilter", "SystemCallErrorNumber"},
+    {"TasksMax", "MemoryMax", "MemorySwapMax", "CPUQuota"},
+    {f"Protect{what}" for what in ("KernelTunables", "KernelLogs", "KernelModules")}
+    | {"ProtectControlGroups", "ProtectClock", "ProtectHostname"},
+    {"ProtectProc", "ProcSubset"},
+    {"RemoveIPC", "KeyringMode"},
+)
+"""What one reason may be for; everything else has its own."""
+PLAIN = {"Type", "NotifyAccess", "ExecStartPre", "ExecStart", "User", "RemainAfterExit"}
+"""What starts a unit, and needs no reason."""
+
+
+def without_a_reason(unit: str) -> list[str]:
+    """Return the directives of [Service] that no comment stands right before."""
+    found, run = [], None
+    service = unit.partition("[Service]\n")[2].partition("\n[Install]")[0]
+    for line in service.splitlines():
+        if line.startswith("#"):
+            run = set()
+        elif not line:
+            run = None
+        elif "=" in line and not line.startswith("{"):
+            name = line.partition("=")[0]
+            alone = run is None or (run and not any(run | {name} <= each for each in TOGETHER))
+            if alone and name not in PLAIN:
+                found.append(name)
+            run = (run or set()) | {name}
+    return found
+
+
+@pytest.mark.parametrize("unit", ["agent", "sentry", "guard"])
+def test_every_directive_of_a_unit_has_its_reason_beside_it(unit):
+    text = (REPO / "roles" / "tariq" / "templates" / f"tariq-{unit}.service.j2").read_text()
+    assert without_a_reason(text) == []
+    bare = text.replace("# No other personality of the kernel", "LimitNPROC=1\n#")
+    assert without_a_reason(bare) == ["LimitNPROC"], "the control"
