@@ -32,7 +32,8 @@ def add_key_options(command: argparse.ArgumentParser) -> None:
 def add_path_options(command: argparse.ArgumentParser) -> None:
     """Add what finds cards and says how packets travel."""
     group = command.add_argument_group("where and how")
-    group.add_argument("--inventory", "-i", metavar="FILE", help="an Ansible inventory")
+    text = "an Ansible inventory; may be said several times"
+    group.add_argument("--inventory", "-i", metavar="FILE", action="append", help=text)
     group.add_argument("--cards", metavar="DIR", help="host cards; default: beside the inventory")
     group.add_argument("--transport", choices=list(TRANSPORTS), help="default: by the card")
     family = group.add_mutually_exclusive_group()
@@ -42,8 +43,9 @@ def add_path_options(command: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> Config:
     """Merge options, environment and configuration file."""
-    names = ("inventory", "cards", "key", "gnupg_home", "transport")
-    return config.load({name: getattr(args, name, None) for name in names})
+    names = ("cards", "key", "gnupg_home", "transport")
+    given = {name: getattr(args, name, None) for name in names}
+    return config.load(given, getattr(args, "inventory", None) or ())
 
 
 def targets(cards: Sequence[Card], args: argparse.Namespace, known: Config) -> list[Target]:
@@ -96,10 +98,10 @@ def select(hosts: Sequence[str], group: str | None, known: Config) -> list[Card]
         return cards.load(places)
     from tariq.client import inventory
 
-    if known.inventory is None and known.cards is not None:
+    if not known.inventory and known.cards is not None:
         return _cards_with_group(group, known)
     found = inventory.select(known.inventory, group)
-    places = [(host.cards or known.cards_dir, host.name) for host in found]
+    places = [(host.cards_dir(known), host.name) for host in found]
     return cards.load(places)
 
 
@@ -116,14 +118,14 @@ def _cards_with_group(group: str, known: Config) -> list[Card]:
 
 def _place_of(host: str, known: Config) -> tuple[Path, str]:
     """Return where a host's card is; the inventory is only asked if it isn't where all are."""
-    if known.inventory is None or cards.path_of(known.cards_dir, host).exists():
+    if not known.inventory or cards.path_of(known.cards_dir, host).exists():
         return known.cards_dir, host
     from tariq.client import inventory
 
     found = inventory.select(known.inventory, host)
     if [each.name for each in found] != [host]:
         raise InventoryError(host, "a group, not a host", "pass it with --group")
-    return found[0].cards or known.cards_dir, host
+    return found[0].cards_dir(known), host
 
 
 def duration(text: str) -> int:

@@ -41,7 +41,7 @@ def _status(args: argparse.Namespace) -> int:
     print(fleet.summary(findings), file=sys.stderr)
     bad = [each.host for each in findings if each.state == fleet.REVOKED]
     if bad:
-        hint = "deploy to it, and ask again"
+        hint = "deploy to it; if it stays so, say tariq_revoked for it, too (docs/lifecycle.md)"
         raise RevokedError(", ".join(bad), "still trusts a revoked key", hint)
     return 0 if all(each.state == fleet.CURRENT for each in findings) else 1
 
@@ -49,7 +49,7 @@ def _status(args: argparse.Namespace) -> int:
 def _ask(wanted: list[Selected], args: argparse.Namespace, known: Config) -> dict[str, Outcome]:
     """Knock every host that has a card; one without is an error of its own."""
     outcomes, found = {}, []
-    places = [(each.cards or known.cards_dir, each.name) for each in wanted]
+    places = [(each.cards_dir(known), each.name) for each in wanted]
     for each, card in zip(wanted, cards.load_all(places), strict=True):
         if isinstance(card, CardError):
             outcomes[each.name] = Outcome(each.name, Ending.ERROR, reason=str(card))

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Config:
     """What a command works with. ``cards`` of None: beside the inventory."""
 
     gnupg_home: Path
-    inventory: Path | None = None
+    inventory: tuple[Path, ...] = ()
     cards: Path | None = None
     key: str | None = None
     transport: str | None = None
@@ -48,9 +48,9 @@ class Config:
         """The directory of cards: as named, beside the inventory, or the user's own."""
         if self.cards is not None:
             return self.cards
-        if self.inventory is not None:
-            beside = self.inventory if self.inventory.is_dir() else self.inventory.parent
-            return beside / "cards"
+        if self.inventory:
+            first = self.inventory[0]
+            return (first if first.is_dir() else first.parent) / "cards"
         return directory() / "cards"
 
 
@@ -60,8 +60,8 @@ def directory() -> Path:
     return (Path(base) if base else Path.home() / ".config") / "tariq"
 
 
-def load(given: Mapping[str, str | None]) -> Config:
-    """Merge command line (``given``), environment and file; raise ConfigError."""
+def load(given: Mapping[str, str | None], inventory: Sequence[str] = ()) -> Config:
+    """Merge command line (``given``, ``inventory``), environment and file; raise ConfigError."""
     merged = _file(directory() / "config.yml")
     for name, variable in _ENVIRONMENT.items():
         if value := os.environ.get(variable):
@@ -71,9 +71,10 @@ def load(given: Mapping[str, str | None]) -> Config:
     def path(name: str) -> Path | None:
         return Path(merged[name]).expanduser() if name in merged else None
 
+    named = inventory or [merged[name] for name in ("inventory",) if name in merged]
     return Config(
         gnupg_home=path("gnupg_home") or directory() / "gnupg",
-        inventory=path("inventory"),
+        inventory=tuple(Path(each).expanduser() for each in named),
         cards=path("cards"),
         key=merged.get("key"),
         transport=merged.get("transport"),

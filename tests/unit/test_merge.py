@@ -10,10 +10,16 @@ import pytest
 import yaml
 
 from tariq.agent import policy_file
+from tariq.client import fleet as fleet_status
 from tariq.client import inventory
+from tariq.client.config import Config
+from tariq.client.knock import Ending, Outcome
+from tariq.errors import InventoryError
+from tariq.message import Code, Receipt
+from tariq.openpgp import keys_digest
 
 REPO = Path(__file__).parents[2]
-ALICE, BOB, EVE, NEW = ("A" * 40, "B" * 40, "E" * 40, "C" * 40)
+ALICE, BOB, EVE, NEW, MALLORY = ("A" * 40, "B" * 40, "E" * 40, "C" * 40, "D" * 40)
 PUBLIC = "-----BEGIN PGP PUBLIC KEY BLOCK-----"
 
 
@@ -61,9 +67,10 @@ FLEET = {
     },
     "host_vars/web2.yml": {
         "tariq_services_web2": {"ssh": {"protocol": "tcp", "port": 2222}},
-        "tariq_revoked": [EVE.lower()],
+        "tariq_revoked": [MALLORY.lower()],
         "tariq_operators_zz": {
-            "alice": operator(ALICE, next={"fingerprint": NEW, "key": PUBLIC}, longest=120)
+            "alice": operator(ALICE, next={"fingerprint": NEW, "key": PUBLIC}, longest=120),
+            "mallory": operator(MALLORY),
         },
     },
 }
@@ -91,11 +98,15 @@ SHOW = [
 ]
 
 
-def play(folder, files):
+def write(folder, files):
     for name, content in files.items():
         path = folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(content))
+
+
+def play(folder, files):
+    write(folder, files)
     (folder / "show.yml").write_text(yaml.safe_dump(SHOW))
     command = [sys.executable, "-m", "ansible", "playbook", "-i", folder / "hosts.yml"]
     return subprocess.run(
@@ -187,18 +198,88 @@ def test_a_revoked_key_is_left_out_and_the_next_one_is_trusted_as_well(fleet):
         "alice": ALICE,
         "alice.next": NEW,
         "robot": BOB,
+        "eve": EVE,
     }
     assert operators["alice"].own == operators["alice.next"].own
 
 
 def test_the_client_expects_what_the_role_writes(fleet):
-    wanted = inventory.select(fleet / "hosts.yml", "all", policy=True)
+    wanted = inventory.select([fleet / "hosts.yml"], "all", policy=True)
     assert {each.name for each in wanted} == {"web1", "web2", "db1", "every"}
     for each in wanted:
         rules = policy(fleet, each.name)
         assert each.keys == {known.fingerprint for known in rules.operators.values()}
         assert each.serial == rules.serial
-        assert each.revoked == ({EVE} if each.name == "web2" else set())
+        assert each.revoked == {MALLORY}
+
+
+THREE = {"alice": operator(ALICE), "bob": operator(BOB), "eve": operator(EVE)}
+SMALL = {
+    "hosts.yml": {
+        "webservers": {"hosts": {"web1": None}},
+        "databases": {"hosts": {"db1": None}},
+        "all": {"vars": {"ansible_connection": "local"}},
+    },
+    "group_vars/all.yml": {"tariq_operators": THREE, "tariq_revoked_all": [BOB]},
+    "group_vars/webservers.yml": {"tariq_revoked": [" ".join(["eeee"] * 10)]},
+}
+
+
+def said(keys, serial=1):
+    receipt = Receipt(bytes(16), 0, True, Code.STATUS, "", serial, keys=keys_digest(keys))
+    return Outcome("", Ending.YES, receipt=receipt)
+
+
+def test_revoked_keys_add_up_and_one_that_is_revoked_anywhere_counts_everywhere(tmp_path):
+    done = play(tmp_path, SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(policy(tmp_path, "web1").operators) == {"alice"}
+    assert set(policy(tmp_path, "db1").operators) == {"alice", "eve"}, "nothing says so there"
+    for name in ("web1", "db1"):
+        (wanted,) = inventory.select([tmp_path / "hosts.yml"], name, policy=True)
+        assert (wanted.keys, wanted.revoked) == ({ALICE}, {BOB, EVE})
+        assert fleet_status.judge(wanted, said([ALICE, EVE])).state == "revoked"
+        assert fleet_status.judge(wanted, said([ALICE])).state == "current"
+
+
+def test_a_list_that_a_nearer_one_of_its_name_hides_still_counts_in_the_proof(tmp_path):
+    """Ansible shows the host, and so the role, only the nearer one."""
+    hidden = {"tariq_operators": THREE, "tariq_revoked": [EVE]}
+    write(tmp_path, {**SMALL, "group_vars/all.yml": hidden})
+    write(tmp_path, {"group_vars/webservers.yml": {"tariq_revoked": [BOB]}})
+    (wanted,) = inventory.select([tmp_path / "hosts.yml"], "web1", policy=True)
+    finding = fleet_status.judge(wanted, said([ALICE, EVE]))
+    assert (finding.state, finding.detail) == ("revoked", f"still trusts {EVE}")
+
+
+def test_several_inventories_count_together_and_each_has_its_cards_beside_it(tmp_path):
+    for name, host in (("one", "web1"), ("two", "db1")):
+        write(tmp_path, {f"{name}/hosts.yml": {"all": {"hosts": {host: None}}}})
+    write(tmp_path, {"two/group_vars/all.yml": {"tariq_operators": THREE, "tariq_revoked": [EVE]}})
+    both = [tmp_path / name / "hosts.yml" for name in ("one", "two")]
+    found = {each.name: each for each in inventory.select(both, "web1,db1", policy=True)}
+    assert found.keys() == {"web1", "db1"}
+    assert all(each.keys == {ALICE, BOB} for each in found.values())
+    known = Config(gnupg_home=tmp_path, inventory=tuple(both))
+    assert found["web1"].cards_dir(known) == tmp_path / "one" / "cards"
+    assert found["db1"].cards_dir(known) == tmp_path / "two" / "cards"
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        (["eve"], "tariq_revoked_x must be a list of fingerprints: 'eve' has not 40 hex digits"),
+        (["0xEEE"], "'0xEEE' has not"),
+        (["E" * 16], "has not 40 hex digits"),
+        ([":".join(["EE"] * 20)], "has not 40 hex digits"),
+        (EVE, "tariq_revoked_x must be a list"),
+        (None, "tariq_revoked_x must be a list"),
+    ],
+)
+def test_the_client_takes_nothing_but_fingerprints(tmp_path, entries, reason):
+    write(tmp_path, {**SMALL, "group_vars/webservers.yml": {"tariq_revoked_x": entries}})
+    with pytest.raises(InventoryError, match=reason):
+        inventory.select([tmp_path / "hosts.yml"], "all", policy=True)
 
 
 MISTAKES = [
@@ -210,6 +291,10 @@ MISTAKES = [
     ({"tariq_operators": {"a": {"fingerprint": ALICE, "key": "x"}}}, "no armoured public key"),
     ({"tariq_operators": {}}, "tariq_operators is empty"),
     ({"tariq_operators": {"eve": operator(EVE)}, "tariq_revoked": [EVE]}, "in tariq_revoked"),
+    ({"tariq_revoked": [ALICE, "eve"]}, "tariq_revoked must be a list of fingerprints"),
+    ({"tariq_revoked_x": ["E" * 16]}, "tariq_revoked_x must be a list"),
+    ({"tariq_revoked_x": [":".join(["EE"] * 20)]}, "each 40 hex digits"),
+    ({"tariq_revoked_x": EVE}, "tariq_revoked_x must be a list"),
     ({"tariq_default_service": "www"}, "www, which is not in tariq_services"),
 ]
 

@@ -56,6 +56,23 @@ def test_the_checker_sees_what_does_not_agree(checked, file, old, new, reason):
     assert reason in said
 
 
+def tasks_of(tree):
+    for item in tree:
+        yield item
+        for name in ("block", "rescue", "always", "tasks"):
+            yield from tasks_of(item.get(name, []))
+
+
+def test_no_task_for_the_controller_asks_for_root():
+    """The keyword alone loses against an inventory's ansible_become."""
+    files = [*REPO.glob("roles/tariq/tasks/*.yml"), *REPO.glob("playbooks/*.yml")]
+    tasks = [task for file in files for task in tasks_of(yaml.safe_load(file.read_text()))]
+    delegated = [task for task in tasks if "delegate_to" in task]
+    assert len(delegated) >= 5
+    for task in delegated:
+        assert (task["become"], task["vars"]["ansible_become"]) == (False, False), task["name"]
+
+
 SCENARIOS = sorted(path.parent.name for path in (REPO / "molecule").glob("*/molecule.yml"))
 
 
