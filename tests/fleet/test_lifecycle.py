@@ -219,6 +219,66 @@ def test_a_changed_policy_needs_a_new_number(site, fleet):
     assert fleet.on("web2", "cat", "/etc/tariq/agent.yml").stdout == before
 
 
+def changed(told, host="web2"):
+    """Return the names of the tasks that changed something, or would."""
+    tasks = re.split(
+        r"^(?:TASK|RUNNING HANDLER) \[(?:tariq : )?(.*)\] \**$", told.stdout, flags=re.M
+    )
+    return {
+        name
+        for name, said in zip(tasks[1::2], tasks[2::2], strict=True)
+        if re.search(rf"^changed: \[{host}\b", said, re.M)
+    }
+
+
+WOULD_START = "Say that the agent would be started anew"
+TRIAL = {"Start the agent on trial", "Come in through the guard and confirm"}
+
+
+def test_a_dry_run_tells_what_the_real_run_changes_and_changes_nothing(site, fleet):
+    look = "sha256sum $(find /etc/tariq /etc/systemd/system -type f | sort); pgrep -f tariq.agent"
+    words = ("--tags", "tariq_configure,tariq_card,tariq_service")
+    site.change(tariq_default_lease=31)
+    card = Path(site.fleet.env["TARIQ_CARDS"], "web2.yml")
+    before = fleet.on("web2", "sh", "-c", look).stdout, card.read_text()
+    dry = site.play("deploy.yml", "--check", "--diff", *words, limit="web2")
+    assert re.search(r"^ *\+default_lease: 31$", dry.stdout, re.M), dry.stdout
+    assert (fleet.on("web2", "sh", "-c", look).stdout, card.read_text()) == before
+    real = site.play("deploy.yml", *words, limit="web2")
+    assert changed(real) >= TRIAL
+    assert changed(dry) - {WOULD_START} == changed(real) - TRIAL
+    assert WOULD_START in changed(dry)
+
+
+def test_a_knock_key_is_replaced_and_the_old_card_counts_until_the_end(site, fleet, tmp_path):
+    """And a dry run says what each step would do. `make lifecycle` has the host's key as well."""
+    cards = fleet.env["TARIQ_CARDS"]
+    old = shutil.copytree(cards, tmp_path / "old")
+    rotate = ("playbooks/rotate.yml", "-e", '{"tariq_rotate": ["knock"]}')
+
+    def gets_in(folder):
+        return fleet.outcomes("status", "web2", "--cards", folder)["web2"]["ok"]
+
+    def key(folder):
+        return yaml.safe_load(Path(folder, "web2.yml").read_text())["knock_key"]
+
+    dry = site.play(*rotate, "--check", limit="web2")
+    assert changed(dry) == {
+        "Say which step is next",
+        "Host card on the controller",
+        "Is what is installed confirmed and in service",
+        WOULD_START,
+    }
+    assert key(cards) == key(old)
+    site.play(*rotate, limit="web2")
+    assert key(cards) != key(old)
+    assert gets_in(cards)
+    assert gets_in(old)
+    site.play(*rotate, "-e", "tariq_rotate_finish=true", limit="web2")
+    assert gets_in(cards)
+    assert not gets_in(old)
+
+
 def cut_off_and_finish(site, fleet, eve, at, *words):
     """Kill a run that changes policy and keys, so that every moment has two sides; then finish it.
 

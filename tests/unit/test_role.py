@@ -56,6 +56,18 @@ def test_the_checker_sees_what_does_not_agree(checked, file, old, new, reason):
     assert reason in said
 
 
+def test_every_way_into_the_role_checks_its_variables():
+    """include_role with tasks_from checks them only if there are specs by that name."""
+    played = [yaml.safe_load(file.read_text()) for file in REPO.glob("playbooks/*.yml")]
+    used = {
+        Path(task["ansible.builtin.include_role"]["tasks_from"]).stem
+        for task in tasks_of(play for plays in played for play in plays)
+        if "ansible.builtin.include_role" in task
+    }
+    specs = yaml.safe_load((REPO / "roles/tariq/meta/argument_specs.yml").read_text())
+    assert specs["argument_specs"].keys() == {"main", *used} == {"main", "rotate", "revoke"}
+
+
 def tasks_of(tree):
     for item in tree:
         yield item
