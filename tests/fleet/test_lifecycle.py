@@ -236,7 +236,8 @@ TRIAL = {"Start the agent on trial", "Come in through the guard and confirm"}
 
 
 def test_a_dry_run_tells_what_the_real_run_changes_and_changes_nothing(site, fleet):
-    look = "sha256sum $(find /etc/tariq /etc/systemd/system -type f | sort); pgrep -f tariq.agent"
+    look = "sha256sum $(find /etc/tariq /etc/systemd/system -type f | sort)"
+    look += "; systemctl show -P MainPID tariq-agent"
     words = ("--tags", "tariq_configure,tariq_card,tariq_service")
     site.change(tariq_default_lease=31)
     card = Path(site.fleet.env["TARIQ_CARDS"], "web2.yml")
