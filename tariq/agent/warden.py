@@ -433,7 +433,9 @@ class Warden:
         except BadParams as why:
             return Verdict(Code.DENIED, detail=f"{name}: {why}")
         self.step()
-        if self._shelf.running() >= MOST or (not task.concurrent and self._shelf.running(name)):
+        if self._shelf.running() >= MOST:
+            return Verdict(Code.BUSY, detail=f"{MOST} tasks are running")
+        if not task.concurrent and self._shelf.running(name):
             return Verdict(Code.BUSY, detail=f"{name} is running")
         return self._start(self._as_run(request, caller, task, argv))
 

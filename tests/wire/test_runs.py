@@ -1,5 +1,7 @@
 """Tasks over the wire: what runs, as whom, how often, and what the receipt says of it."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -45,6 +47,9 @@ def tasks(world):
     place.mkdir()
     place.chmod(0o777)
     sh = [SHELL, "-c"]
+    (place / "door").touch()
+    wait = f"echo begun; flock -s {place}/door echo done"
+    both = f"while [ $(ls {place}/met.* | wc -l) -lt 2 ]; do sleep 0.1; done"
     world.host.policy["tasks"] = {
         "whoami": {
             "argv": ["/usr/bin/env"],
@@ -69,7 +74,19 @@ def tasks(world):
             "user": "nobody",
             "output": 1000,
         },
-        "slow": {"argv": [*sh, "echo begun; sleep 4; echo done"], "user": "nobody"},
+        "id": {"argv": ["/usr/bin/id"], "user": "nobody", "group": "daemon"},
+        "nogroup": {"argv": ["/bin/true"], "user": "nobody", "group": "no-such-group"},
+        "slow": {"argv": [*sh, wait], "user": "nobody"},
+        "meet": {
+            "argv": [*sh, f"touch {place}/met.$TARIQ_RUN; {both}"],
+            "user": "nobody",
+            "concurrent": True,
+        },
+        "hold": {
+            "argv": [*sh, f"touch {place}/held.$TARIQ_RUN; {wait}"],
+            "user": "nobody",
+            "concurrent": True,
+        },
         "stuck": {"argv": [*sh, "sleep 77.7 & sleep 77.7"], "user": "nobody", "seconds": 1},
         "count": {"argv": [*sh, f"echo x >> {place}/count"], "user": "nobody", "concurrent": True},
         "gone": {"argv": ["/nonexistent/program"], "user": "nobody"},
@@ -82,27 +99,60 @@ def tasks(world):
     return place
 
 
-def run(world, *words, ok=True):
-    told = world.alice.tariq(
-        "run",
-        "web1",
-        *words,
-        "--cards",
-        str(world.cards),
-        "--json",
-        "-4",
-        node=world.net.client,
-        check=False,
-    )
-    assert told.stdout, told.stderr
-    [outcome] = json.loads(told.stdout)
+def run(world, *words, ok=True, to_its_end=True):
+    """Run a task as alice; again, if a machine that stalls made its receipt say ``running``."""
+    for _ in range(3):
+        told = world.alice.tariq(
+            "run",
+            "web1",
+            *words,
+            "--cards",
+            str(world.cards),
+            "--json",
+            "-4",
+            node=world.net.client,
+            check=False,
+        )
+        assert told.stdout, told.stderr
+        [outcome] = json.loads(told.stdout)
+        receipt = outcome.get("receipt")
+        if not to_its_end or (receipt or {}).get("state") != "running":
+            break
+        ended(world, receipt)
     assert (told.returncode == 0) == ok, outcome
-    return outcome.get("receipt"), outcome["ending"]
+    return receipt, outcome["ending"]
+
+
+def ended(world, receipt):
+    """Wait for the end of a run, and return what ``status`` says of it."""
+
+    def known():
+        [outcome] = json.loads(world.knock("--json", "-4", verb="status").stdout)
+        runs = {each["label"]: each for each in outcome["receipt"]["tasks"]}
+        return runs[receipt["task"]]["state"] != "running" and runs[receipt["task"]]
+
+    return eventually(known, 20, 0.3)
+
+
+@contextlib.contextmanager
+def held_up(place):
+    """Keep tasks that wait at the door waiting."""
+    with (place / "door").open() as door:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        yield
+
+
+def on_host(world, *words):
+    command = [world.python, "-m", "tariq", "task", *words]
+    return world.net.host.run(*command, "--state", str(world.host.state), cwd="/").stdout
 
 
 def log(world, label):
-    command = [world.python, "-m", "tariq", "task", "log", label]
-    return world.net.host.run(*command, "--state", str(world.host.state), cwd="/").stdout
+    return on_host(world, "log", label)
+
+
+def listed(world):
+    return on_host(world, "list")
 
 
 def test_it_runs_as_its_user_in_its_directory_with_a_clean_environment(world, tasks):
@@ -132,6 +182,13 @@ def test_it_runs_as_its_user_in_its_directory_with_a_clean_environment(world, ta
     run(world, "where")
     assert (tasks / "where").read_text() == f"{tasks}\n"
     assert (tasks / "where").owner() == "nobody"
+
+
+def test_it_runs_as_its_group(world, tasks):
+    receipt, _ = run(world, "id")
+    assert re.match(r"uid=\d+\(nobody\) gid=\d+\(daemon\) ", receipt["out"])
+    receipt, _ = run(world, "nogroup", ok=False)
+    assert receipt["detail"] == "can't be started: no such user or group"
 
 
 def test_a_value_is_one_argument_whatever_is_in_it(world, tasks):
@@ -194,30 +251,53 @@ def test_the_table_shows_output_and_never_what_a_terminal_obeys(world, tasks):
 
 
 def test_a_task_that_takes_longer_keeps_nobody_waiting_and_status_has_its_end(world, tasks):
-    started = time.monotonic()
-    receipt, ending = run(world, "slow", ok=False)
-    assert time.monotonic() - started < 4
-    assert (ending, receipt["code"], receipt["state"]) == ("running", "ran", "running")
-    assert "exit" not in receipt
-    assert receipt["out"] == "begun\n"
-    assert "opened" in world.knock("-4", "--for", "1s").stdout, "others are answered meanwhile"
-    busy, _ = run(world, "slow", ok=False)
-    assert busy["code"] == "busy"
-
-    def known():
-        [outcome] = json.loads(world.knock("--json", "-4", verb="status").stdout)
-        runs = {each["label"]: each for each in outcome["receipt"]["tasks"]}
-        return runs[receipt["task"]]["state"] == "ended" and runs
-
-    runs = eventually(known, 8, 0.3)
-    assert runs[receipt["task"]]["exit"] == 0
+    with held_up(tasks):
+        receipt, ending = run(world, "slow", ok=False, to_its_end=False)
+        assert (ending, receipt["code"], receipt["state"]) == ("running", "ran", "running")
+        assert "exit" not in receipt
+        assert "opened" in world.knock("-4", "--for", "1s").stdout, "others are answered meanwhile"
+        busy, _ = run(world, "slow", ok=False)
+        assert (busy["code"], busy["detail"]) == ("busy", "slow is running")
+        # one time in three is enough: a machine that stalls is not what is tested
+        early = (run(world, "hold", ok=False, to_its_end=False)[0] for _ in range(3))
+        assert any(each["out"] == "begun\n" for each in early)
+    end = ended(world, receipt)
+    assert (end["state"], end["exit"]) == ("ended", 0)
     assert log(world, receipt["task"]) == "begun\ndone\n"
 
 
+def test_a_concurrent_task_may_run_twice_at_a_time(world, tasks):
+    """Each of the two ends only when the other has begun."""
+    first, ending = run(world, "meet", ok=False, to_its_end=False)
+    assert ending == "running"
+    run(world, "meet")
+    assert ended(world, first)["exit"] == 0
+
+
+def test_32_runs_at_a_time_are_the_most(world, tasks):
+    running = lambda: listed(world).count(" running ")  # noqa: E731
+    eventually(lambda: running() == 0, 20)
+    with held_up(tasks):
+        for _ in range(31):
+            payload = world.bob.payload(world.host, do=Action.RUN, what=("hold",), seconds=None)
+            world.net.client.exchange(world.address(), payload, 0.02)
+        eventually(lambda: running() == 31, 30)
+        receipt, ending = run(world, "hold", ok=False, to_its_end=False)
+        assert ending == "running"
+        for task in ("hold", "id"):
+            receipt, _ = run(world, task, ok=False)
+            assert (receipt["code"], receipt["detail"]) == ("busy", "32 tasks are running")
+        assert running() == 32
+    eventually(lambda: running() == 0, 30)
+    run(world, "id")
+
+
 def test_a_task_out_of_time_is_killed_with_all_that_it_started(world, tasks):
-    receipt, ending = run(world, "stuck", ok=False)
-    assert (ending, receipt["state"], receipt["exit"]) == ("failed", "killed", -9)
-    assert "killed after 1 s" in receipt["detail"]
+    receipt, _ = run(world, "stuck", ok=False, to_its_end=False)
+    end = ended(world, receipt)
+    assert (end["state"], end["exit"]) == ("killed", -9)
+    row = next(row for row in audit(world)[::-1] if row["event"] == "ended")
+    assert (row["id"], row["detail"]) == (receipt["task"], "killed after 1 s")
     left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"77.7" in _read(path)]
     assert not left
 
@@ -347,9 +427,10 @@ def count(place):
 def test_retries_and_replays_run_it_once(world, tasks):
     before = count(tasks)
     payload = world.bob.payload(world.host, do=Action.RUN, what=("count",), seconds=None)
-    first = world.net.client.exchange(world.address(), payload, 2)
+    first = world.net.client.exchange(world.address(), payload, 4)
     assert first
-    assert world.net.client.exchange(world.address(), payload) == first, "a retry: the same receipt"
+    retried = world.net.client.exchange(world.address(), payload, 4)
+    assert retried == first, "a retry: the same receipt"
     for node in (world.net.client, world.net.stranger):
         world.net.client.exchange(world.address(), payload, 0.2)
         node.exchange(world.address(), payload, 0.2)
@@ -380,7 +461,7 @@ def test_killed_at_any_step_it_is_never_run_twice(world, tasks, step, runs):
     world.host.start()
     for node in (world.net.client, world.net.stranger, world.net.client):
         assert node.exchange(world.address(), payload, 0.5) is None
-    eventually(lambda: count(tasks) == before + runs, 3)
+    eventually(lambda: count(tasks) == before + runs, 10)
     time.sleep(0.3)
     assert count(tasks) == before + runs
     if "settle" not in step.partition("after")[2] and "_seal" not in step:
@@ -390,19 +471,12 @@ def test_killed_at_any_step_it_is_never_run_twice(world, tasks, step, runs):
 
 
 def test_a_run_outlives_the_agent(world, tasks):
-    receipt, _ = run(world, "slow", ok=False)
-    assert receipt["state"] == "running"
-    world.host.kill()
-    world.host.start()
-
-    def known():
-        [outcome] = json.loads(world.knock("--json", "-4", verb="status").stdout)
-        return [each["label"] for each in outcome["receipt"]["tasks"] if each["state"] == "ended"]
-
-    eventually(lambda: receipt["task"] in known(), 8, 0.3)
+    with held_up(tasks):
+        receipt, ending = run(world, "slow", ok=False, to_its_end=False)
+        assert ending == "running"
+        world.host.kill()
+        world.host.start()
+    assert ended(world, receipt)["state"] == "ended"
     assert log(world, receipt["task"]) == "begun\ndone\n"
-    listed = world.net.host.run(
-        world.python, "-m", "tariq", "task", "list", "--state", str(world.host.state), cwd="/"
-    ).stdout
-    assert re.search(rf"^{receipt['task']} .* alice +ended +0 ", listed, re.MULTILINE)
+    assert re.search(rf"^{receipt['task']} .* alice +ended +0 ", listed(world), re.MULTILINE)
     assert os.stat(world.host.state / "tasks").st_mode & 0o777 == 0o700
