@@ -5,7 +5,8 @@ comes in by a *new* connection and says ``confirm``; else the timer runs ``end``
 the agent and opens the ports. The timer needs neither the agent nor the network nor who began.
 
 No unit is enabled while a trial runs, and the timer is a transient one (systemd-run(1)): a host
-that restarts meanwhile comes up with its ports open. Only ``confirm`` enables.
+that restarts meanwhile comes up with its ports open. Only ``confirm`` enables, and on a host that
+restarts the units ask first (``check_start``) whether what is installed was confirmed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tariq.agent.identity import Places
 from tariq.errors import AgentError, TariqError
 
 UNITS = Path("/etc/systemd/system")
-AGENT = "tariq-agent.service"
+AGENT, GUARD = "tariq-agent.service", "tariq-guard.service"
 _TIMER = "tariq-trial"
 _SHELLS = ("sshd", "dropbear")
 """How programs that serve ssh call themselves in /proc; OpenSSH 9.8 has sshd-session, too."""
@@ -148,16 +149,43 @@ def status(places: Places) -> Status:
     return Status("needed", missing) if missing else Status("confirmed")
 
 
-def _missing(places: Places, trial: Trial | None) -> str:
+def _unproved(places: Places, trial: Trial | None) -> str:
     if trial is None:
         return "never confirmed"
     if trial.state != "confirmed":
         return "the last trial ended without being confirmed"
-    if trial.digest != digest(places):
-        return "what is installed has changed since it was confirmed"
+    changed = trial.digest != digest(places)
+    return "what is installed has changed since it was confirmed" if changed else ""
+
+
+def _missing(places: Places, trial: Trial | None) -> str:
+    if reason := _unproved(places, trial):
+        return reason
     if not _succeeds("is-active", AGENT):
         return f"{AGENT} is not running"
     return "a unit is not enabled" if "disabled" in _ask("is-enabled", *_units()).split() else ""
+
+
+def check_start(places: Places) -> None:
+    """Raise AgentError if a host that has just started must not be guarded by what is installed.
+
+    A deployment that was cut off may have left it, tried by nobody and with no timer. Once the host
+    was guarded, nothing is held back, whoever changed what: closed ports need an agent.
+    """
+    trial = _load(places)
+    reason = _unproved(places, trial)
+    if reason and _has_just_started(trial):
+        hint = "deploy again, or try it: 'tariq agent trial begin'"
+        raise AgentError("not started, and the ports are open", reason, hint)
+
+
+def _has_just_started(trial: Trial | None) -> bool:
+    """Tell whether this host was never guarded since it started; False if systemd won't say."""
+    with contextlib.suppress(AgentError):
+        if not (trial and _runs(trial)):
+            told = _ask("show", "-P", "ActiveEnterTimestampMonotonic", AGENT, GUARD).split()
+            return bool(told) and set(told) == {"0"}
+    return False
 
 
 def digest(places: Places) -> str:

@@ -35,7 +35,10 @@ def add_to(
     status = steps.add_parser("status", help="say whether what is installed was confirmed")
     status.add_argument("--json", action="store_true", help="print the answer as JSON")
     status.set_defaults(run=_status)
-    return [begin, confirm, end, status]
+
+    may = steps.add_parser("may-start", help="for the units: may they, on a host that starts")
+    may.set_defaults(run=_may_start)
+    return [begin, confirm, end, status, may]
 
 
 def _seconds(text: str) -> int:
@@ -76,3 +79,8 @@ def _status(args: argparse.Namespace) -> int:
     else:
         print(f"{found.state}: {found.reason}" if found.reason else found.state)
     return 0 if found.state == "confirmed" else 1
+
+
+def _may_start(args: argparse.Namespace) -> int:
+    trials.check_start(_places(args))
+    return 0

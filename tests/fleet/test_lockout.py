@@ -207,6 +207,38 @@ def test_sentry_killed_whenever_it_guards(lab):
 
 
 @contextmanager
+def program_that(lab, line):
+    """Put a script in the place of the host's program, which is beside it."""
+    real = lab.sh("readlink -f $(command -v tariq)").stdout.strip()
+    script = f'#!/bin/sh\nreal() {{ {real}.real "$@"; }}\n{line}\n'
+    lab.on("sh", "-c", 'cp "$0" "$0.real"; printf %s "$1" >"$0"', real, script)
+    try:
+        yield
+    finally:
+        lab.sh(f"mv {real}.real {real}")
+
+
+def test_a_confirmation_whose_answer_is_lost_is_told_as_it_is(lab):
+    with program_that(lab, 'real "$@" && [ "$3" != confirm ]'):
+        told = lab.deploy(*SERVICE, check=False)
+    assert told.returncode != 0
+    assert "yet the agent was confirmed and is in service" in told.stdout
+    assert lab.state() == "confirmed"
+    lab.fleet.tariq("knock", HOST)
+    assert lab.fleet.reachable(HOST)
+
+
+def test_a_run_that_begins_nothing_ends_no_other_s_trial(lab):
+    token = lab.on("tariq", "agent", "trial", "begin", "--seconds", "300").stdout.strip()
+    with program_that(lab, '[ "$3" != begin ] && real "$@"'):
+        told = lab.deploy(*SERVICE, check=False)
+    assert told.returncode != 0
+    assert "opens its ports by itself" in told.stdout
+    assert lab.state() == "running"
+    lab.on("tariq", "agent", "trial", "confirm", "--untried", token)
+
+
+@contextmanager
 def playbook_at(lab, step, seconds):
     """Run a deployment up to the moment when it begins a step; end it by force afterwards."""
     running = lab.fleet.start_playbook(
@@ -265,6 +297,24 @@ def test_host_restarted_during_the_trial(lab):
     assert lab.state() == "needed"
     time.sleep(3)
     assert lab.reachable(), "nothing guards it later on"
+
+
+def test_host_restarted_between_the_files_and_the_trial(lab):
+    """The deployment that wrote the note was cut off there; the units are still enabled."""
+    lab.on("systemctl", "restart", AGENT)
+    assert not lab.reachable(), "by hand, what is there counts"
+    lab.fleet.tariq("knock", HOST)
+    assert lab.fleet.reachable(HOST)
+    lab.fleet.restart(HOST)
+    lab.wait_for_ssh(30)
+    end = time.monotonic() + 30
+    while (
+        "not started, and the ports are open" not in lab.on("journalctl", "-b", "-u", AGENT).stdout
+    ):
+        assert time.monotonic() < end
+        time.sleep(0.3)
+    assert lab.reachable(), "nothing guards it later on"
+    assert lab.state() == "needed"
 
 
 def test_host_restarted_when_confirmed_is_guarded(lab):

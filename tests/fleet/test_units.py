@@ -113,6 +113,19 @@ def test_a_warden_that_is_killed_takes_the_sentry_along_and_both_come_back(fleet
     assert main_pid(fleet, SENTRY) not in (0, sentry)
 
 
+def test_a_warden_whose_program_is_gone_for_a_while_comes_back(fleet):
+    program = fleet.on(HOST, "sh", "-c", "readlink -f $(command -v tariq)").stdout.strip()
+    fleet.on(HOST, "mv", program, f"{program}.away")
+    try:
+        fleet.on(HOST, "systemctl", "kill", "--signal=KILL", AGENT)
+        shown = ["systemctl", "show", "-P", "NRestarts", AGENT]
+        before = int(fleet.on(HOST, *shown).stdout)
+        wait_until(lambda: int(fleet.on(HOST, *shown).stdout) > before + 1, 30)
+    finally:
+        fleet.on(HOST, "mv", f"{program}.away", program)
+    wait_until(lambda: knocks(fleet), 20)
+
+
 def test_a_restart_is_ready_when_it_says_so(fleet):
     fleet.on(HOST, "systemctl", "restart", AGENT)
     told = fleet.tariq("knock", HOST, "-4", "--for", "60s", check=False)

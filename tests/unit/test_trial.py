@@ -117,6 +117,8 @@ class Host:
         self.places = places
         self.up, self.guarded = set(), False
         self.enabled, self.timers = set(), set()
+        self.restarted = False
+        """The host, and none of the units was up since."""
         self.fails = ()
         """Verbs that systemctl says no to."""
         self.meanwhile = lambda: None
@@ -146,6 +148,8 @@ class Host:
 
     def ask(self, verb, *_):
         self.meanwhile()
+        if verb == "show":
+            return "0\n\n0\n" if self.restarted else "4711\n\n0\n"
         return "".join(f"{name} loaded\n" for name in self.timers) if verb == "list-units" else ""
 
     def at_step(self, number, what):
@@ -278,6 +282,36 @@ def test_a_timer_that_has_just_gone_is_no_reason_to_fail(host):
     host.fails = ["stop"]
     trial.confirm(host.places, token, untried=True)
     assert trial.status(host.places).state == "confirmed"
+
+
+def may_start(host):
+    try:
+        trial.check_start(host.places)
+    except AgentError as why:
+        assert "ports are open" in why.thing
+        return False
+    return True
+
+
+@pytest.mark.parametrize("change", [None, "policy", "unit"])
+def test_a_host_that_restarts_starts_only_what_was_confirmed(host, change):
+    """A deployment was cut off between its files and its trial."""
+    trial.confirm(host.places, trial.begin(host.places, 60), untried=True)
+    if change == "policy":
+        host.places.policy.write_text("version: 2\n")
+    elif change == "unit":
+        (trial.UNITS / trial.AGENT).write_text("[Unit]\n")
+    assert may_start(host), "a restart by hand, or after a crash"
+    host.restarted = True
+    assert may_start(host) == (change is None)
+
+
+def test_what_is_on_trial_may_start_until_the_host_restarts(host):
+    trial.begin(host.places, 60)
+    host.restarted = True
+    assert may_start(host), "a first deployment"
+    host.timers.clear()
+    assert not may_start(host)
 
 
 def test_what_is_remembered_outlives_a_loss_of_power(places, monkeypatch):
