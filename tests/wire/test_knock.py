@@ -7,7 +7,7 @@ import time
 import galaxy
 import pytest
 import yaml
-from lab import PORT, eventually, run
+from lab import PATIENCE, PORT, eventually, run
 
 BOTH = pytest.mark.parametrize("version", [4, 6])
 
@@ -17,30 +17,30 @@ BOTH = pytest.mark.parametrize("version", [4, 6])
 def test_a_port_opens_for_its_lease_and_closes_after_it(world, version, transport):
     user = "nobody" if transport == "fastopen" else None
     assert not world.reachable(version)
-    told = world.knock(f"-{version}", "--for", "3s", "--transport", transport, user=user)
+    told = world.knock(f"-{version}", "--for", "8s", "--transport", transport, user=user)
     assert "opened" in told.stdout
     assert world.reachable(version)
     assert not world.reachable(version, node=world.net.stranger), "only for the knocker"
     assert not world.reachable(version, port=443), "only the service asked for"
     assert not world.reachable(10 - version), "only for the address seen"
-    eventually(lambda: not world.reachable(version), 5)
+    eventually(lambda: not world.reachable(version))
 
 
 @BOTH
 def test_a_connection_outlives_its_lease(world, version):
-    world.knock(f"-{version}", "--for", "1s")
+    world.knock(f"-{version}", "--for", "6s")
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
     with world.net.client.socket(family) as sock:
-        sock.settimeout(2)
+        sock.settimeout(PATIENCE)
         sock.connect((world.address(version), 22))
         assert sock.recv(16) == b"hello\n"
-        eventually(lambda: not world.reachable(version), 4)
+        eventually(lambda: not world.reachable(version))
         sock.sendall(b"still here")
         assert sock.recv(16) == b"still here"
 
 
 def test_a_receipt_tells_what_the_host_did(world):
-    told = json.loads(world.knock("--for", "2s", "--open", "ssh,web", "--json", "-4").stdout)
+    told = json.loads(world.knock("--for", "30s", "--open", "ssh,web", "--json", "-4").stdout)
     [outcome] = told
     assert outcome["ok"] is True
     assert outcome["address"] == world.net.V4["host"]
@@ -49,10 +49,12 @@ def test_a_receipt_tells_what_the_host_did(world):
     assert receipt["seen"] == world.net.V4["client"]
     assert receipt["policy"] == 7
     assert set(receipt["leases"]) == {"ssh", "web"}
-    assert all(abs(until - time.time() - 2) < 3 for until in receipt["leases"].values())
+    assert all(20 < until - receipt["t"] <= 30 for until in receipt["leases"].values())
     assert world.reachable(4, 22)
     assert world.reachable(4, 443)
-    eventually(lambda: not world.reachable(4, 443), 5)
+    world.knock("--service", "ssh,web", "-4", verb="close")
+    assert not world.reachable(4, 22)
+    assert not world.reachable(4, 443)
 
 
 def test_close_ends_a_lease_at_once_and_status_tells_of_it(world):
@@ -65,7 +67,7 @@ def test_close_ends_a_lease_at_once_and_status_tells_of_it(world):
 
 def test_knocking_again_prolongs_a_lease(world):
     world.knock("--for", "2s", "-4")
-    world.knock("--for", "5s", "-4")
+    world.knock("--for", "60s", "-4")
     time.sleep(2.5)
     assert world.reachable(4)
     world.knock("-4", verb="close")
@@ -73,7 +75,7 @@ def test_knocking_again_prolongs_a_lease(world):
 
 def test_a_host_caps_what_is_asked_for(world):
     told = json.loads(world.knock("--for", "1d", "-4", "--json").stdout)
-    assert told[0]["receipt"]["leases"]["ssh"] - told[0]["receipt"]["t"] == 60
+    assert 50 < told[0]["receipt"]["leases"]["ssh"] - told[0]["receipt"]["t"] <= 60
     world.knock("-4", verb="close")
 
 
@@ -110,7 +112,8 @@ def test_two_clients_each_get_their_own(world):
 def test_a_one_host_knock_loads_none_of_the_heavy_packages(world):
     """Scapy, ansible, OpenCV and rich cost more than the whole knock."""
     code = (
-        "import sys, tariq.cli;"
+        "import sys, tariq.cli, tariq.client.knock;"
+        "tariq.client.knock.SECONDS_PER_TRY = 6.0;"
         "status = tariq.cli.main(['knock', 'web1', '--for', '1s', '-4', '--cards',"
         f" {str(world.cards)!r}]);"
         "heavy = {'scapy', 'ansible', 'cv2', 'numpy', 'rich'} & set(sys.modules);"
@@ -157,10 +160,10 @@ def test_the_client_waits_no_longer_than_its_tries(world):
     )
     try:
         started = time.monotonic()
-        told = world.knock(host="quiet", check=False)
+        told = world.knock(host="quiet", check=False, patient=False)
         assert told.returncode == 1
         assert "silent" in told.stdout
-        assert time.monotonic() - started < 6
+        assert time.monotonic() - started < 15
     finally:
         world.net.host.run("nft", "delete", "table", "inet", "mute")
         card.unlink()

@@ -41,7 +41,7 @@ def _bundle_for(world, thief) -> Bundle:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_captured_knock_is_no_use_elsewhere_if_it_names_its_address(world, version):
+def test_a_captured_knock_is_no_use_elsewhere_if_it_names_its_address(world, from_host, version):
     """Caught on the way, so that the host never saw it, and sent from the thief's address."""
     own = (world.net.V4 if version == 4 else world.net.V6)["client"]
     receipt = world.bob.receipt(world.host, world.address(version), world.net.stranger, src=own)
@@ -51,7 +51,10 @@ def test_a_captured_knock_is_no_use_elsewhere_if_it_names_its_address(world, ver
     assert not world.reachable(version, node=world.net.stranger)
     assert not world.reachable(version)
     time.sleep(RETRY_SECONDS + 0.5)
+    from_host()
     assert world.net.client.exchange(world.address(version), world.bob.last) is None
+    assert not from_host()
+    assert not world.reachable(version)
 
 
 @pytest.mark.parametrize("age", [90, -90, 400])
@@ -60,7 +63,7 @@ def test_a_clock_that_is_off_is_told_of_both_clocks_once(world, from_host, age):
     if receipt is None and abs(age) > 90:
         pytest.fail("silence within the proof's windows")
     assert (receipt.ok, receipt.code) == (False, Code.SKEW)
-    assert abs(receipt.t - time.time()) < 5
+    assert abs(receipt.t - time.time()) < 30
     assert receipt.detail.count("UTC") == 2
     assert not world.reachable()
     time.sleep(RETRY_SECONDS + 0.5)

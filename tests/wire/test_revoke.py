@@ -2,7 +2,8 @@
 
 import json
 import socket
-import time
+
+from lab import PATIENCE, eventually
 
 from tariq.message import Action
 from tariq.openpgp import keys_digest
@@ -19,6 +20,7 @@ def test_a_status_receipt_tells_which_keys_the_agent_trusts(world):
     assert trusted(world) == keys_digest(both)
     opened = world.bob.receipt(world.host, world.address(), world.net.client)
     assert opened.keys is None, "only who asks is told"
+    world.close()
 
 
 def test_a_key_that_is_listed_nowhere_does_not_count_and_one_that_is_removed_is_gone(world):
@@ -39,11 +41,11 @@ def test_leases_of_a_revoked_key_end_and_others_live_on(world):
     world.host.start()
     world.knock("--open", "web", "--for", "60s")
     for node in (net.client, net.stranger):
-        assert node.exchange(world.address(), world.bob.payload(world.host, seconds=60))
+        world.answered(world.bob.payload(world.host), node=node)
     assert all(world.reachable(node=node) for node in (net.client, net.stranger))
 
     with net.stranger.socket(socket.AF_INET) as living:
-        living.settimeout(1)
+        living.settimeout(PATIENCE)
         living.connect((world.address(), 22))
         assert living.recv(16) == b"hello\n"
         assert _echoes(living)
@@ -54,6 +56,7 @@ def test_leases_of_a_revoked_key_end_and_others_live_on(world):
         assert not world.reachable(node=net.stranger)
         assert not world.reachable()
         assert world.reachable(port=443), "alice's lease from the same address lives on"
+        living.settimeout(1)
         assert not _echoes(living), "nor does what was open live on"
     status = json.loads(world.knock("--json", verb="status").stdout)[0]["receipt"]
     assert set(status["leases"]) == {"web"}
@@ -65,13 +68,13 @@ def test_a_connection_that_may_be_a_trusted_key_s_lives_on(world):
     world.host.trust(world.bob)
     world.host.stop()
     world.host.start()
-    world.knock("-4", "--open", "ssh", "--for", "1s")
+    world.knock("-4", "--open", "ssh", "--for", "6s")
     with world.net.client.socket(socket.AF_INET) as living:
-        living.settimeout(1)
+        living.settimeout(PATIENCE)
         living.connect((world.address(), 22))
         assert living.recv(16) == b"hello\n"
-        time.sleep(1.5)
-        assert world.net.client.exchange(world.address(), world.bob.payload(world.host, seconds=60))
+        eventually(lambda: not world.reachable())
+        world.answered(world.bob.payload(world.host))
         assert world.reachable()
         world.host.policy["operators"].pop("bob")
         world.host.stop()

@@ -38,7 +38,10 @@ def new_card(world, name):
 
 def gets_in(world, cards, check=True):
     told = world.alice.tariq(
-        *("status", "web1", "--cards", str(cards), "-4"), node=world.net.client, check=check
+        *("status", "web1", "--cards", str(cards), "-4"),
+        node=world.net.client,
+        check=check,
+        patient=check,
     )
     return told.returncode == 0
 

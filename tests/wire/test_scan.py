@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from xml.etree import ElementTree
 
 import pytest
-from lab import PORT, Network, Server
+from lab import PORT, Network, Server, eventually
 
 FIRST = ("-sS", "-sU", "-p", f"T:9,22,443,8080,{PORT},U:9,161,{PORT}")
 """An open and a closed port are among them, so that not everything is silent."""
@@ -41,7 +41,7 @@ def twin(world):
 def scan(world, version: int, *words: str) -> tuple[dict, dict]:
     """Scan host and twin from the stranger; return state, reason and ttl by port, of each."""
     addresses = [(Network.V4 if version == 4 else Network.V6)[name] for name in ("host", "twin")]
-    quick = ["-n", "-Pn", "-T4", "--max-retries", "1", "--reason", "-oX", "-"]
+    quick = ["-n", "-Pn", "-T4", "--max-retries", "3", "--reason", "-oX", "-"]
     command = ["nmap", *(["-6"] if version == 6 else []), *quick, *words, *addresses]
     tree = ElementTree.fromstring(world.net.stranger.run(*command).stdout)
     found = {}
@@ -78,8 +78,12 @@ def bad_knocks(world) -> Iterator[list[int]]:
         sender.join(10)
 
 
-def compare(world, version: int, *words: str) -> dict:
-    host, twin = scan(world, version, *words)
+def compare(world, version: int, *words: str, before: dict | None = None) -> dict:
+    """Return what nmap finds of both; on a busy machine it finds even the twin changed."""
+    for _ in range(3):
+        host, twin = scan(world, version, *words)
+        if twin == (before or host):
+            break
     assert host == twin, words
     return host
 
@@ -93,12 +97,14 @@ def test_before_during_and_after_knocks(world, twin, version):
     assert states["tcp", 22] == states["tcp", 443] == states["tcp", PORT] == "filtered"
     assert states["udp", 161] == "open|filtered"
     with bad_knocks(world) as sent:
-        assert compare(world, version, *FIRST) == before
-    assert sent[0] > 10
-    assert compare(world, version, *FIRST) == before
-    world.knock(f"-{version}", "--for", "30s")
-    assert compare(world, version, *FIRST) == before, "somebody else's lease shows nothing"
-    world.knock(f"-{version}", verb="close")
+        assert compare(world, version, *FIRST, before=before) == before
+        eventually(lambda: sent[0] > 10)
+    assert compare(world, version, *FIRST, before=before) == before
+    world.knock(f"-{version}", "--for", "60s")
+    again = compare(world, version, *FIRST, before=before)
+    assert again == before, "somebody else's lease shows nothing"
+    assert world.reachable(version), "the control: there was a lease all the while"
+    world.close(version)
 
 
 @pytest.mark.parametrize("words", OTHERS, ids=lambda words: words[0])
@@ -106,8 +112,8 @@ def test_other_ways_to_scan(world, twin, words):
     before = compare(world, 4, *words)
     assert len({state for state, *_ in before.values()}) > 1, "the control: ports differ"
     with bad_knocks(world):
-        assert compare(world, 4, *words) == before
-    assert compare(world, 4, *words) == before
+        assert compare(world, 4, *words, before=before) == before
+    assert compare(world, 4, *words, before=before) == before
 
 
 def test_a_port_that_is_not_guarded_is_told_apart(world, twin):
