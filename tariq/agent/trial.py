@@ -158,6 +158,14 @@ def _unproved(places: Places, trial: Trial | None) -> str:
     return "what is installed has changed since it was confirmed" if changed else ""
 
 
+def warning(places: Places) -> str:
+    """Return what to tell root of whose change by hand a start of the host won't be guarded."""
+    trial = _load(places)
+    if trial is None or trial.state != "confirmed" or trial.digest == digest(places):
+        return ""
+    return "changed since it was confirmed: a host that restarts comes up open; tariq agent trial"
+
+
 def _missing(places: Places, trial: Trial | None) -> str:
     if reason := _unproved(places, trial):
         return reason

@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from tariq.agent import identity, policy_file, rotation, schedule
+from tariq.agent import trial as trials
 from tariq.agent.identity import ETC, RUN, STATE, Places
 from tariq.agent.policy import Decision, Policy, wrong_family
 from tariq.agent.tasks import BadParams
@@ -151,11 +152,12 @@ def _check(args: argparse.Namespace) -> int:
     places = _places(args)
     path = args.file or places.policy
     rules, mistakes = policy_file.check(path)
-    keys = None
+    keys, unproved = None, ""
     if rules is not None and _same(path, places.policy):
         if os.geteuid() == 0:
             identity.knock_keys(places)
             keys = identity.operators_keys(places)
+            unproved = trials.warning(places)
         mistakes = policy_file.absent(path, rules, keys)
     for mistake in mistakes:
         print(f"tariq: {mistake}", file=sys.stderr)
@@ -164,6 +166,7 @@ def _check(args: argparse.Namespace) -> int:
     print(f"{path}: good: {policy_file.describe(rules)}")
     warnings = list(policy_file.warnings(rules, dt.datetime.now(rules.timezone).date()))
     warnings += policy_file.key_warnings(rules, keys or {})
+    warnings += [unproved] if unproved else []
     for warning in warnings:
         print(f"{path}: warning: {warning}")
     return 0

@@ -55,6 +55,16 @@ def test_what_cant_be_read_was_never_confirmed(places, content):
     assert trial.status(places) == trial.Status("needed", "never confirmed")
 
 
+def test_a_change_by_hand_is_warned_of_until_it_is_confirmed(places):
+    assert trial.warning(places) == "", "never on trial: nothing would hold a start back"
+    running(places, state="confirmed")
+    assert trial.warning(places) == ""
+    places.policy.write_text("version: 1\n\n")
+    assert "comes up open" in trial.warning(places)
+    running(places)
+    assert trial.warning(places) == "", "it is being tried"
+
+
 def test_a_trial_runs_as_long_as_its_timer(places, timers):
     running(places)
     assert trial.status(places).state == "running"
