@@ -53,6 +53,9 @@ def build(checkout: Path, into: Path) -> Path:
 
 
 def install(what: Path, into: Path) -> Path:
-    """Install a tarball or a checkout, without asking any server; return where it is."""
-    run("galaxy", "collection", "install", "--offline", "--no-deps", "-p", into, what)
+    """Install a tarball or a checkout, without asking any server; return where it is.
+
+    By force: else nothing is done where the user who runs the tests has the same version already.
+    """
+    run("galaxy", "collection", "install", "--offline", "--no-deps", "--force", "-p", into, what)
     return into / "ansible_collections" / "tariq" / "tariq"
