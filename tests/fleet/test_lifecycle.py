@@ -288,9 +288,9 @@ def cut_off_and_finish(site, fleet, eve, at, *words):
     there = "eve" in site.variables.get("tariq_operators_eve", {})
     site.change(tariq_operators_eve={} if there else {"eve": eve.entry}, tariq_revoked=[])
     where = site.cut_off(at, *words)
-    assert fleet.outcomes("status", "web2")["web2"]["ok"], where
+    assert fleet.receipts("status", "web2")["web2"]["ok"], where
     fleet.on("web2", "systemctl", "restart", "tariq-agent")
-    assert fleet.outcomes("status", "web2")["web2"]["ok"], where
+    assert fleet.receipts("status", "web2")["web2"]["ok"], where
     told = site.play("deploy.yml", *words, limit="web2")
     assert "failed=0" in told.stdout
     assert site.current("web2")
