@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lab import eventually, made, run
+from lab import PATIENCE, eventually, made, run
 
 from tariq.agent import shelf
 from tariq.message import Action, State
@@ -188,14 +188,14 @@ class Faulty:
         new.write_text(text)
         new.rename(self.folder / name)
 
-    def knock(self, seconds: int | None = LEASE, **wish) -> bytes:
-        """Send a knock, once, whatever comes of it; return it."""
+    def knock(self, seconds: int | None = LEASE, *, answered: bool = False, **wish) -> bytes:
+        """Send a knock, once, whatever comes of it, and wait if it will be answered; return it."""
         payload = self.world.bob.payload(self.world.host, seconds=seconds, **wish)
-        self.answer = self.send(payload)
+        self.answer = self.send(payload, PATIENCE if answered else 0.7)
         return payload
 
-    def send(self, payload: bytes) -> bytes | None:
-        return self.world.net.client.exchange(self.world.address(), payload)
+    def send(self, payload: bytes, seconds: float = 0.7) -> bytes | None:
+        return self.world.net.client.exchange(self.world.address(), payload, seconds)
 
     def rows(self) -> list[tuple[str, bytes | None]]:
         """Return operator and receipt of every request on record."""
@@ -299,7 +299,7 @@ def dead(world) -> bool:
 
 
 def serves(world) -> bool:
-    return world.knock("-4", "--for", "1s", check=False).returncode == 0
+    return world.knock("-4", "--for", "1s", check=False, patient=False).returncode == 0
 
 
 @pytest.mark.parametrize(("step", "victim"), KILLED)
@@ -309,23 +309,23 @@ def test_killed_between_any_two_steps(faulty, world, step, victim):
     faulty.order(step, victim)
     payload = faulty.knock()
     ends = time.monotonic() + LEASE
-    eventually(faulty.obeyed, 3)
+    eventually(faulty.obeyed, PATIENCE)
     if victim != "sentry":
-        eventually(lambda: dead(world), 5)
+        eventually(lambda: dead(world), PATIENCE)
     opened, recorded = world.reachable(), len(faulty.rows()) - recorded
     assert opened <= recorded, "nothing is opened without a record of it"
     if faulty.answer is not None:
-        assert opened, "nothing is receipted that wasn't done"
+        assert opened or time.monotonic() > ends, "nothing is receipted that wasn't done"
     if victim != "sentry":
         faulty.restart()
-    eventually(lambda: world.reachable() == opened or time.monotonic() > ends, 3)
+    eventually(lambda: world.reachable() == opened or time.monotonic() > ends, PATIENCE)
     if recorded:
         end_leases(world)
         assert faulty.send(payload) is None, "what was begun once is never begun again"
         assert not world.reachable()
-    eventually(lambda: serves(world), 10)
+    eventually(lambda: serves(world), 30)
     assert world.net.stranger.exchange(world.address(), payload) is None or not recorded
-    eventually(lambda: not world.reachable(), LEASE + 1)
+    eventually(lambda: not world.reachable(), LEASE + PATIENCE)
 
 
 def each_step(world, everyday: dict[str, int]):
@@ -363,7 +363,7 @@ def test_killed_while_the_guard_goes_up(faulty, world, before):
     assert faulty.obeyed() is not ALL, "every step had its turn"
     faulty.withdraw()
     faulty.restart()
-    eventually(lambda: serves(world), 10)
+    eventually(lambda: serves(world), 30)
 
 
 @short
@@ -408,15 +408,15 @@ def test_killed_while_a_lease_is_closed_and_its_connections_cut(faulty, world):
             recorded = len(faulty.rows()) - recorded
             if not faulty.obeyed():
                 break
-            eventually(lambda: dead(world), 5)
+            eventually(lambda: dead(world), PATIENCE)
             assert faulty.answer is None or not (world.reachable() or alive(sock))
             faulty.restart()
             assert closed(world)
             assert left(world) <= ends - time.monotonic() + 1
             assert all(receipt is not None for _, receipt in faulty.rows())
             assert not recorded or faulty.send(payload) is None
-            eventually(lambda: serves(world), 10)
-            faulty.knock(None, **ask)
+            eventually(lambda: serves(world), 30)
+            faulty.knock(None, answered=True, **ask)
             assert faulty.answer is not None
             assert not world.reachable()
             assert not alive(sock)
@@ -449,10 +449,10 @@ def test_a_task_runs_at_most_once_wherever_it_is_interrupted(faulty, world, step
     payload = faulty.knock(None, do=Action.RUN, what=("count",))
     eventually(faulty.obeyed, 4)
     if victim != "sentry":
-        eventually(lambda: dead(world), 5)
+        eventually(lambda: dead(world), PATIENCE)
         faulty.restart()
     recorded = len(faulty.rows()) - recorded
-    eventually(lambda: serves(world), 10)
+    eventually(lambda: serves(world), 30)
     answers = [faulty.send(payload) for _ in range(2)]
     assert not recorded or answers == [None, None]
     time.sleep(1)  # a second run would show by now
@@ -466,12 +466,12 @@ def test_a_task_runs_at_most_once_wherever_it_is_interrupted(faulty, world, step
 def test_a_lease_ends_on_time_whoever_is_dead(faulty, world):
     faulty.order("the end", "warden")
     began = time.monotonic()
-    faulty.knock()
+    faulty.knock(10, answered=True)
     assert faulty.answer is not None, "it is dead, and its answer on the way"
-    eventually(lambda: dead(world), 5)
+    eventually(lambda: dead(world), PATIENCE)
     assert world.reachable()
-    eventually(lambda: not world.reachable(), LEASE + 1)
-    assert time.monotonic() - began > LEASE - 1, "nor sooner"
+    eventually(lambda: not world.reachable(), 10 + PATIENCE)
+    assert time.monotonic() - began > 9, "nor sooner"
 
 
 @contextlib.contextmanager
@@ -497,14 +497,14 @@ def test_a_full_disk(faulty, world, which, when, answers, opens):
         (faulty.folder / "disk").write_text(str(disk))
         faulty.start()
         faulty.order(when, "fill")
-        payload, ends = faulty.knock(), time.monotonic() + LEASE
+        payload, ends = faulty.knock(answered=answers), time.monotonic() + LEASE
         assert (faulty.answer is not None) == answers
-        assert world.reachable() == opens
+        assert world.reachable() == opens or time.monotonic() > ends
         assert world.net.stranger.exchange(world.address(), payload) is None
-        eventually(lambda: not world.reachable(), ends - time.monotonic() + 1)
+        eventually(lambda: not world.reachable(), LEASE + PATIENCE)
         assert not serves(world), "the control: the disk is full"
         (disk / "ballast").unlink()
-        eventually(lambda: serves(world), 5)
+        eventually(lambda: serves(world), 30)
         world.host.kill()  # a new sentry, which remembers no picture
         faulty.start()
         assert not answers or faulty.send(payload) is None
@@ -576,8 +576,8 @@ def test_gnupg_fails(faulty, world, path_of_ours, fault):
     assert faulty.answer is None
     assert world.reachable() == opens
     replace(path_of_ours / "gpg", f'exec {GPG} "$@"')
-    eventually(lambda: serves(world), 10)
-    eventually(lambda: not world.reachable(), LEASE + 1)
+    eventually(lambda: serves(world), 30)
+    eventually(lambda: not world.reachable(), LEASE + PATIENCE)
 
 
 def test_the_firewall_refuses(faulty, world):
@@ -587,12 +587,12 @@ def test_the_firewall_refuses(faulty, world):
     assert told.returncode == 1
     assert "failed" in told.stdout
     assert not world.reachable()
-    assert serves(world)
+    eventually(lambda: serves(world), 30)
 
 
 def test_clocks_jump(faulty, world):
     """A lease is the kernel's; a receipt tells of the jump; what was used stays used."""
-    payload = faulty.knock()
+    payload = faulty.knock(answered=True)
     assert faulty.answer is not None
     for hours in (-0.4, 24):
         faulty.jump(3600 * hours)
@@ -600,13 +600,13 @@ def test_clocks_jump(faulty, world):
         told = world.knock("-4", "--for", "60s", check=False)
         assert "skew" in told.stdout
         world.net.stranger.exchange(world.address(), payload)
-    eventually(lambda: not world.reachable(), LEASE + 1)
+    eventually(lambda: not world.reachable(), LEASE + PATIENCE)
     faulty.jump(0)
     world.host.kill()  # a new sentry, which remembers no picture
     faulty.start()
     assert world.net.stranger.exchange(world.address(), payload) is None
     assert not world.reachable(node=world.net.stranger)
-    eventually(lambda: serves(world), 5)
+    eventually(lambda: serves(world), 30)
 
 
 @pytest.mark.skipif(
@@ -619,12 +619,11 @@ def test_the_host_s_clock_is_set(faulty, world):
         began = time.monotonic()
         faulty.knock(LONG)
         eventually(world.reachable, 10)  # that kernel is slow: the answer may come too late
-        ends = time.monotonic() + LONG
         time.clock_settime(time.CLOCK_REALTIME, time.time() + days * 86_400)
         while time.monotonic() < began + LONG - 2:  # the agent looks at its leases meanwhile
             assert world.net.client.connects(world.address(), 22, 5), "it ended too soon"
             time.sleep(0.2)
-        eventually(lambda ends=ends: not world.reachable(), ends + 3 - time.monotonic())
+        eventually(lambda: not world.reachable(), LONG + PATIENCE)
 
 
 def test_a_reboot(faulty, world):
@@ -639,7 +638,7 @@ def test_a_reboot(faulty, world):
     assert not world.reachable()
     assert faulty.send(payload) is None
     assert not world.reachable()
-    assert serves(world)
+    eventually(lambda: serves(world), 30)
 
 
 @no_firewall
@@ -652,5 +651,5 @@ def test_a_warden_without_descriptors(faulty, world):
     assert faulty.answer is None
     assert not world.reachable()
     resource.prlimit(pid, kind, plenty)
-    assert serves(world)
+    eventually(lambda: serves(world), 30)
     assert not dead(world)
