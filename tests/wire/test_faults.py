@@ -374,12 +374,14 @@ def test_killed_while_the_guard_is_put_back(faulty, world):
         ends, logged = time.monotonic() + 60, world.host.log.stat().st_size
         assert world.reachable()
         faulty.order("Firewall.write", "warden", step)
+        world.host.process.send_signal(signal.SIGSTOP)  # else it is put back half-way
         forget(world)
+        world.host.process.send_signal(signal.SIGCONT)
 
         def put_back(logged=logged):
-            return b"put back" in world.host.log.read_bytes()[logged:]
+            return b"was gone, put back" in world.host.log.read_bytes()[logged:]
 
-        eventually(lambda: dead(world) or put_back(), 8)
+        eventually(lambda: dead(world) or put_back(), PATIENCE)
         if not dead(world):
             break
         faulty.restart()

@@ -14,7 +14,7 @@ table inet nat {
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def router(world):
     node = Namespace(f"{world.net.tag}r")
     try:
@@ -32,7 +32,7 @@ def router(world):
         node.delete()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def inside(world, router):
     """A machine that the host knows nothing of but the router's address."""
     node = Namespace(f"{world.net.tag}i")
