@@ -185,7 +185,8 @@ def test_a_guard_of_another_backend_is_left_over(lab):
     policy = "/etc/tariq/agent.yml"
     lab.sh(
         f"cp {policy} /run/was && echo 'firewall: iptables-legacy' >>{policy}"
-        f" && tariq agent guard; mv /run/was {policy}"
+        f" && systemctl stop {AGENT} && tariq agent guard; mv /run/was {policy};"
+        f" systemctl start {AGENT}"
     )
     assert "TARIQ" in lab.on("iptables-legacy-save").stdout
     lab.deploy(*SERVICE)
