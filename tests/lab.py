@@ -53,10 +53,23 @@ knock.SECONDS_PER_TRY = 6.0
 sys.exit(main())
 """
 """The client as it is, but that a machine that stalls costs it no try."""
+FULL = os.environ.get("FIREWALLS", "").split()
+"""Firewall backends that get every test; ``make firewall`` and ``make faults`` name all three."""
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 _net = threading.Lock()
 _count = itertools.count()
+
+
+def short(test):
+    """Mark what the everyday suite shows of the second backend too."""
+    test.short = True
+    return test
+
+
+def backends_for(test) -> list[str]:
+    """Return the firewall backends that a test is for."""
+    return FULL or ["nftables", *(["iptables-nft"] if hasattr(test, "short") else [])]
 
 
 def run(*command: str, check: bool = True, **more) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lab import PATIENCE, eventually, made, run
+from lab import PATIENCE, backends_for, eventually, made, run, short
 
 from tariq.agent import shelf
 from tariq.message import Action, State
@@ -39,8 +39,6 @@ VICTIMS = ("warden", "sentry", "both")
 EVERY = [(step, victim) for step in STEPS for victim in VICTIMS]
 ALL = os.environ.get("TARIQ_FAULTS") == "all"
 """``make faults`` wants every case; the everyday suite has a few seconds for one of each kind."""
-FULL = os.environ.get("FIREWALLS", "").split()
-"""Backends that get every test that has to do with them; ``make faults`` names all three."""
 TASK_STEPS = (
     "Ledger.claim",
     "Shelf.start",
@@ -203,12 +201,6 @@ class Faulty:
             return db.execute("SELECT operator, receipt FROM used").fetchall()
 
 
-def short(test):
-    """Mark what the everyday suite shows of the second backend too."""
-    test.short = True
-    return test
-
-
 def no_firewall(test):
     """Mark what is the same whatever the backend."""
     test.no_firewall = True
@@ -218,8 +210,7 @@ def no_firewall(test):
 def pytest_generate_tests(metafunc):
     if "world" not in metafunc.fixturenames:
         return
-    second = ["iptables-nft"] if hasattr(metafunc.function, "short") else []
-    backends = FULL or ["nftables", *second]
+    backends = backends_for(metafunc.function)
     if hasattr(metafunc.function, "no_firewall"):
         backends = backends[:1]
     metafunc.parametrize("world", backends, indirect=True, scope="module")

@@ -11,11 +11,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from lab import PORT, Namespace, Server, eventually, made
+from lab import FULL, PORT, Namespace, Server, backends_for, eventually, made, short
 
 BOTH = pytest.mark.parametrize("version", [4, 6])
-FULL = os.environ.get("FIREWALLS", "").split()
-"""Backends that get every test; ``make firewall`` names all three."""
 MARK = 0x10
 PATIENCE = 5.0
 """Seconds that what is to be open may take; what is to be closed is believed sooner."""
@@ -58,12 +56,6 @@ ESTABLISHED = ("-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "-j", "ACC
 LIKE_OURS = ("-m", "comment", "--comment", "TARIQ-LIKE", "-p", "tcp")
 
 
-def short(test):
-    """Mark what the everyday suite shows of the second backend too."""
-    test.short = True
-    return test
-
-
 def nftables_only(test):
     """Mark what has nothing to show of another backend."""
     test.nftables_only = True
@@ -77,8 +69,7 @@ def iptables_only(test):
 
 
 def pytest_generate_tests(metafunc):
-    second = ["iptables-nft"] if hasattr(metafunc.function, "short") else []
-    backends = FULL or ["nftables", *second]
+    backends = backends_for(metafunc.function)
     if hasattr(metafunc.function, "nftables_only"):
         backends = ["nftables"]
     if hasattr(metafunc.function, "iptables_only"):
