@@ -209,9 +209,17 @@ def test_sentry_killed_whenever_it_guards(lab):
 
 @contextmanager
 def program_that(lab, line):
-    """Put a script in the place of the host's program, which is beside it."""
+    """Put a script in the place of the host's program, which is beside it.
+
+    It is for what is asked of a trial. Units must become the program itself: systemd takes a
+    word of readiness from a unit's main process only.
+    """
     real = lab.sh("readlink -f $(command -v tariq)").stdout.strip()
-    script = f'#!/bin/sh\nreal() {{ {real}.real "$@"; }}\n{line}\n'
+    script = f"""#!/bin/sh
+        [ "$2" = trial ] || exec {real}.real "$@"
+        real() {{ {real}.real "$@"; }}
+        {line}
+    """
     lab.on("sh", "-c", 'cp "$0" "$0.real"; printf %s "$1" >"$0"', real, script)
     try:
         yield
