@@ -9,8 +9,9 @@ ARGS ?=
 # How long each of the three fuzzers runs: make fuzz SECONDS=3600
 SECONDS ?= 300
 PYTEST := $(BIN)/python -m pytest
-# Two processes: what the fleet's tests mostly do is wait. They begin, for they take longest.
-SHARED := -n 2 --no-loadscope-reorder
+# Three processes, also on two cores: what the fleets' tests mostly do is wait. They begin, for
+# they take longest.
+SHARED := -n 3 --no-loadscope-reorder
 # Real packets, namespaces and hosts need root. tools/as-root asks for it when it is missing.
 ROOT := tools/as-root
 

@@ -14,6 +14,8 @@ HERE = Path(__file__).parent
 MARKED = ("wire", "fleet")
 """Folders whose tests need root; each is a marker as well."""
 
+LIFE = ("test_lifecycle.py", "test_fleet_collection.py")
+
 # The same examples in each run, so that a change that passed once passes again.
 settings.register_profile("everyday", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("everyday")
@@ -32,12 +34,18 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Keep a file's tests in one process, for they share a network; the fleet's, its hosts."""
+    """Keep a file's tests in one process, for they share a network; the fleet's, its hosts.
+
+    Two fleets, each with tests that need theirs as those before have left it, and which together
+    would take twice as long as all others.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class Together(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return "fleet" if file.startswith("tests/fleet/") else file
+            if not file.startswith("tests/fleet/"):
+                return file
+            return "a fleet's life" if file.endswith(LIFE) else "a fleet"
 
     return Together(config, log)

@@ -1,4 +1,8 @@
-"""Three real Debian hosts, deployed to once for all tests of this folder."""
+"""Three real Debian hosts, deployed to once for all tests of this folder.
+
+Where tests run in several processes there are two such fleets: tests/conftest.py tells who has
+which.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +116,9 @@ class Fleet:
 @pytest.fixture(scope="session")
 def bare_fleet():
     """Hosts that run, and an operator's key; nothing is deployed yet."""
-    fleet = Fleet({"FLEET_NAME": os.environ.get("FLEET_TEST_NAME", "tariq-test")})
+    name = os.environ.get("FLEET_TEST_NAME", "tariq-test")
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")  # gw0, gw1, ...
+    fleet = Fleet({"FLEET_NAME": f"{name}-{worker}".rstrip("-")})
     fleet.run("tools/fleet", "down")
     try:
         fleet.run("tools/fleet", "up", seconds=1500)
