@@ -70,7 +70,7 @@ lockout: ## sabotage on a guarded host: whatever breaks, its ssh must answer aga
 	@tools/setup client test fleet
 	$(ROOT) $(PYTEST) tests/fleet/test_lockout.py $(ARGS)
 
-lifecycle: ## hosts change their keys; a deployment is killed at every task (50 minutes)
+lifecycle: ## hosts change their keys; a deployment is killed at every task (an hour)
 	@tools/setup client test fleet
 	$(ROOT) $(PYTEST) tests/fleet/lifecycle.py $(ARGS)
 
