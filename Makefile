@@ -9,8 +9,8 @@ ARGS ?=
 # How long each of the three fuzzers runs: make fuzz SECONDS=3600
 SECONDS ?= 300
 PYTEST := $(BIN)/python -m pytest
-# Three processes, also on two cores: what the fleets' tests mostly do is wait. They begin, for
-# they take longest.
+# Three processes, also on two cores, for much of what the tests do is wait. The fleets' begin,
+# as they take longest.
 SHARED := -n 3 --no-loadscope-reorder
 # Real packets, namespaces and hosts need root. tools/as-root asks for it when it is missing.
 ROOT := tools/as-root
@@ -70,7 +70,7 @@ lockout: ## sabotage on a guarded host: whatever breaks, its ssh must answer aga
 	@tools/setup client test fleet
 	$(ROOT) $(PYTEST) tests/fleet/test_lockout.py $(ARGS)
 
-lifecycle: ## hosts change their keys; a deployment is killed at every task (an hour)
+lifecycle: ## hosts change their keys; a deployment is killed at every task (90 minutes)
 	@tools/setup client test fleet
 	$(ROOT) $(PYTEST) tests/fleet/lifecycle.py $(ARGS)
 

@@ -36,8 +36,8 @@ def pytest_collection_modifyitems(items):
 def pytest_xdist_make_scheduler(config, log):
     """Keep a file's tests in one process, for they share a network; the fleet's, its hosts.
 
-    Two fleets, each with tests that need theirs as those before have left it, and which together
-    would take twice as long as all others.
+    There are two fleets, because the tests of one took as long as all others together. Each has
+    tests that need it as those before have left it.
     """
     from xdist.scheduler import LoadFileScheduling
 

@@ -1,4 +1,4 @@
-"""What takes long of a fleet's life: ``make lifecycle``, an hour or more on two cores."""
+"""What takes long of a fleet's life: ``make lifecycle``, an hour and a half on two cores."""
 
 import shutil
 from pathlib import Path
